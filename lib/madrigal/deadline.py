@@ -1,0 +1,55 @@
+"""How long things may take: a total for control commands, a pause without progress for data streams."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from madrigal.errors import ConfigError, DeadlineExceeded
+
+
+def _seconds(variable: str, default: float) -> float:
+    text = os.environ.get(variable, "")
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = 0
+    if value <= 0:
+        raise ConfigError(f"{variable}='{text}' is not a number of seconds")
+    return value
+
+
+def control() -> float:
+    """Seconds a control command (here or on a host) may take in all."""
+    return _seconds("MADRIGAL_CONTROL_TIMEOUT", 60)
+
+
+def stall() -> float:
+    """Seconds a data stream, or work on a disk, may go without progress."""
+    return _seconds("MADRIGAL_STALL_TIMEOUT", 120)
+
+
+def lock() -> float:
+    """Seconds to wait until somebody else is done with an object."""
+    return _seconds("MADRIGAL_LOCK_TIMEOUT", 120)
+
+
+def connect() -> float:
+    """Seconds to reach a host."""
+    return _seconds("MADRIGAL_CONNECT_TIMEOUT", 20)
+
+
+class Deadline:
+    """A point in time after which `left` raises.  `what` is what the user reads that took too long."""
+
+    def __init__(self, seconds: float, what: str) -> None:
+        self._end = time.monotonic() + seconds
+        self._seconds = seconds
+        self.what = what
+
+    def left(self) -> float:
+        """Seconds that remain; raises DeadlineExceeded when none do."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(f"{self.what} took longer than {self._seconds:g} s")
+        return left

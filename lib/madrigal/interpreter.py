@@ -1,0 +1,29 @@
+"""Find a fit interpreter when the one that runs an action is not: older than 3.11, or without lxml.
+
+Every executable starts with `#!/usr/bin/env python3`; what that is, is up to the PATH of whoever calls.
+The candidates are MADRIGAL_PYTHON, then those below.  (Python 3.6 has to read this.)
+"""
+
+import os
+import sys
+
+_CANDIDATES = ["/usr/bin/python3", "/usr/local/bin/python3"]
+_CANDIDATES += ["/usr/bin/python3.{}".format(minor) for minor in (11, 12, 13, 14)]
+
+
+def change(needed: str) -> None:
+    """Start the running action again under the next candidate, or say what is NEEDED and exit.
+
+    Raises ImportError where no action runs: a program that imports the library keeps its interpreter.
+    """
+    script = getattr(sys.modules.get("__main__"), "__file__", None) or ""
+    if os.path.basename(os.path.dirname(os.path.dirname(os.path.abspath(script)))) not in ("tm", "datastore"):
+        raise ImportError("madrigal needs {}; this is {}".format(needed, sys.executable))
+    tried = os.environ.get("MADRIGAL_TRIED", "").split(":") + [os.path.realpath(sys.executable)]
+    for candidate in [os.environ.get("MADRIGAL_PYTHON", "")] + _CANDIDATES:
+        if os.access(candidate, os.X_OK) and os.path.realpath(candidate) not in tried:
+            os.environ["MADRIGAL_TRIED"] = ":".join(tried)
+            os.execv(candidate, [candidate, script] + sys.argv[1:])
+    text = "this driver needs {}: install it (Debian: python3-lxml), or name a fit Python in MADRIGAL_PYTHON\n"
+    sys.stderr.write(text.format(needed))
+    sys.exit(23)

@@ -1,0 +1,62 @@
+"""Log lines and the one message a failing driver shows (docs/contract.md, "What a driver says").
+
+A front-end reads a driver's stderr line by line: `SEVERITY: name: text` is a log line, anything else
+becomes part of the message that its user sees.  So every line written here is one or the other, whole.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# The 3.4 front-end looks for the message between two marks; today's shows the marks to the user.
+# The action layer sets this when it has recognised the form.
+marks = False
+
+
+def name() -> str:
+    """The name of the running action as log lines show it."""
+    return os.path.basename(sys.argv[0] or "madrigal")
+
+
+def _write(text: str) -> None:
+    # One write for all: lines of processes that share a stderr do not mix.
+    try:
+        os.write(2, text.encode("utf-8", "surrogateescape"))
+    except OSError:
+        pass  # nobody listens any more; the exit status still tells
+
+
+def log(text: str, severity: str = "INFO") -> None:
+    """Write TEXT to the log of the object this action works on; each of its lines gets the tag."""
+    tag = f"{severity}: {name()}: "
+    _write("".join(tag + line + "\n" for line in str(text).splitlines() or [""]))
+
+
+def log_info(text: str) -> None:
+    """The same as log()."""
+    log(text)
+
+
+def log_error(text: str) -> None:
+    """Write TEXT as an error to the log."""
+    log(text, "ERROR")
+
+
+def log_debug(text: str) -> None:
+    """Write TEXT as a debugging aid to the log."""
+    log(text, "DEBUG")
+
+
+def error_message(text: str) -> None:
+    """Tell the user why the action failed.  Call it once, as the last thing before a non-zero exit.
+
+    TEXT becomes exactly one line: a front-end of today glues lines together without a blank.
+    """
+    line = " ".join(str(text).split()) or "failed without a reason"
+    if line.startswith("-"):
+        line = f"{name()}: {line}"  # oned reads a leading "-" as "no message"
+    if marks:
+        _write(f"ERROR MESSAGE --8<------\n{line}\nERROR MESSAGE ------>8--\n")
+    else:
+        _write(line + "\n")
