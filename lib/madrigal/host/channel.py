@@ -1,0 +1,174 @@
+"""A command running on a host: its pipes, with a deadline on every wait, and what its end means."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import time
+
+from madrigal.errors import DeadlineExceeded, Forbidden, HostKeyRefused, HostUnreachable, MadrigalError, MissingProgram
+
+_BLOCK = 1 << 20
+_F_SETPIPE_SZ = 1031
+
+# What ssh says, and what that is.
+_CROWDED = (
+    "kex_exchange_identification",  # sshd's MaxStartups: it closes before it says anything
+    "Connection reset by peer",
+    "Session open refused",
+    "open failed: administratively prohibited",
+    "Connection closed by ",
+)
+_KEY = ("Host key verification failed", "REMOTE HOST IDENTIFICATION HAS CHANGED", "No matching host key")
+
+
+class Channel:
+    """A remote command.  A transport subclasses it with `_poll` and `stderr` and gives the two pipes."""
+
+    def __init__(self, host: str, stdin: int, stdout: int) -> None:
+        self.host = host
+        self._stdin, self._stdout = stdin, stdout
+        self._buffer = bytearray()
+        os.set_blocking(stdin, False)
+        for fd in (stdin, stdout):
+            try:
+                fcntl.fcntl(fd, _F_SETPIPE_SZ, _BLOCK)
+            except OSError:
+                pass  # the user's share of pipe memory is used up: smaller pieces then
+
+    # -- what a transport knows ------------------------------------------------------------------------------
+
+    def _poll(self) -> int | None:
+        """The exit status, None while it runs."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """Cut the connection of this command."""
+        raise NotImplementedError
+
+    def stderr(self) -> bytes:
+        """What the command and ssh have written to stderr."""
+        raise NotImplementedError
+
+    # -- pipes -----------------------------------------------------------------------------------------------
+
+    def read(self, timeout: float) -> bytes:
+        """Some bytes of the output, b"" at its end; raises DeadlineExceeded after TIMEOUT seconds without any."""
+        if self._buffer:
+            data = bytes(self._buffer)
+            self._buffer.clear()
+            return data
+        self._wait_for(self._stdout, select.POLLIN, timeout)
+        return os.read(self._stdout, _BLOCK)
+
+    def readline(self, timeout: float) -> bytes:
+        """The next line of the output, b"" at its end."""
+        end = time.monotonic() + timeout
+        while (index := self._buffer.find(b"\n")) < 0:
+            self._wait_for(self._stdout, select.POLLIN, max(0, end - time.monotonic()))
+            data = os.read(self._stdout, _BLOCK)
+            if not data:
+                index = len(self._buffer) - 1
+                break
+            self._buffer += data
+        return self._take(index + 1)
+
+    def read_exactly(self, length: int, timeout: float) -> bytes:
+        """LENGTH bytes, fewer only at the end; TIMEOUT is for each pause."""
+        while len(self._buffer) < length:
+            self._wait_for(self._stdout, select.POLLIN, timeout)
+            data = os.read(self._stdout, max(length - len(self._buffer), 1 << 16))
+            if not data:
+                break
+            self._buffer += data
+        return self._take(length)
+
+    def _take(self, length: int) -> bytes:
+        data = bytes(memoryview(self._buffer)[:length])
+        del self._buffer[:length]
+        return data
+
+    def write(self, data: bytes, timeout: float) -> None:
+        """Write all of DATA; raises BrokenPipeError if nobody reads it, DeadlineExceeded after a pause of TIMEOUT."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._stdin, view) :]
+            except BlockingIOError:
+                self._wait_for(self._stdin, select.POLLOUT, timeout)
+
+    def close_stdin(self) -> None:
+        if self._stdin >= 0:
+            os.close(self._stdin)
+            self._stdin = -1
+
+    def communicate(self, data: bytes, timeout: float) -> bytes:
+        """Write DATA, close, and return the whole output, all within TIMEOUT seconds."""
+        end = time.monotonic() + timeout
+        output, view = bytearray(), memoryview(data)
+        while True:
+            poll = select.poll()
+            poll.register(self._stdout, select.POLLIN)
+            if not view:
+                self.close_stdin()
+            else:
+                poll.register(self._stdin, select.POLLOUT)
+            events = dict(poll.poll(max(0, end - time.monotonic()) * 1000))
+            if not events:
+                raise DeadlineExceeded(f"the command on {self.host} took longer than {timeout:g} s")
+            if self._stdin in events:
+                try:
+                    view = view[os.write(self._stdin, view) :]
+                except BrokenPipeError:
+                    view = view[:0]
+            if self._stdout in events:
+                block = os.read(self._stdout, _BLOCK)
+                if not block:
+                    return bytes(output)
+                output += block
+
+    def _wait_for(self, fd: int, event: int, timeout: float) -> None:
+        poll = select.poll()
+        poll.register(fd, event)
+        if not poll.poll(timeout * 1000):
+            raise DeadlineExceeded(f"{self.host} was silent for {timeout:g} s")
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def wait(self, timeout: float) -> int:
+        """The exit status; raises DeadlineExceeded."""
+        end, pause = time.monotonic() + timeout, 0.0005
+        while (status := self._poll()) is None:
+            if time.monotonic() > end:
+                raise DeadlineExceeded(f"the command on {self.host} did not end in {timeout:g} s")
+            time.sleep(pause)
+            pause = min(pause * 2, 0.05)
+        return status
+
+    def close(self) -> None:
+        """Let go of it; what still runs there sees the end of its input."""
+        self.close_stdin()
+        if self._stdout >= 0:
+            os.close(self._stdout)
+            self._stdout = -1
+        if self._poll() is None:
+            self._end()
+
+
+def failure(host: str, status: int, stderr: bytes) -> MadrigalError:
+    """Why a command could not be started on HOST, from ssh's or the shell's exit STATUS and STDERR."""
+    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+    said = lines[-1] if lines else "it gave no reason"
+    if status == 127:
+        return MissingProgram(f"{host} has no python3 (3.6 or newer): install it there ({said})")
+    if any(mark in line for line in lines for mark in _KEY):
+        return HostKeyRefused(
+            f"{host} shows a host key that is not the known one, or is not known yet; "
+            f"make sure that it is the right machine and put its key into known_hosts"
+        )
+    if any("Permission denied" in line for line in lines):
+        return Forbidden(f"{host} does not let us in: {said}")
+    error = HostUnreachable(f"{host} cannot be reached: {said}")
+    error.crowded = any(mark in line for line in lines for mark in _CROWDED)  # type: ignore[attr-defined]
+    return error

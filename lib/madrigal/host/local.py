@@ -1,0 +1,65 @@
+"""A session for the files of this machine: the same requests as for another host, without a process."""
+
+from __future__ import annotations
+
+from madrigal import deadline, messages
+from madrigal.errors import explain
+from madrigal.onhost.session import Session
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, Self
+
+    from madrigal.onhost.part import Part
+    from madrigal.onhost.stream import Frame
+
+
+def timeouts() -> dict[str, float]:
+    """Seconds, as onhost/session.py wants them."""
+    return {"lock": deadline.lock(), "work": deadline.stall()}
+
+
+class LocalSession:
+    """This machine's files."""
+
+    def __init__(self) -> None:
+        self._session = Session(timeouts())
+
+    def call(self, method: str, **arguments: Any) -> Any:
+        """What Session.METHOD returns; raises MadrigalError."""
+        try:
+            return getattr(self._session, method)(**arguments)
+        except OSError as error:
+            raise explain(error) from None
+
+    def send(self, path: str) -> Iterator[Frame]:
+        try:
+            yield from self._session.send(path)
+        except OSError as error:
+            raise explain(error) from None
+
+    def receive(self, frames: Iterator[Frame], **arguments: Any) -> Any:
+        return self.call("receive", frames=frames, **arguments)
+
+    def part(self, path: str, tag: str, beside: Part | None = None) -> Part:
+        """A file that is to become PATH, which this session holds."""
+        return self._session.part(path, tag, beside)
+
+    def publish(self, part: Part) -> None:
+        """Give PART its name, with permissions as the umask has it."""
+        self.call("publish", made=part)
+
+    def done(self) -> None:
+        """Keep what was made, and let others at it."""
+        self._session.done()
+
+    def fail(self) -> None:
+        for left in self._session.fail():
+            messages.log_error(left)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.done() if kind is None else self.fail()

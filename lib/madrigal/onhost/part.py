@@ -1,0 +1,126 @@
+"""A file or directory in the making: beside its final place under a name of its own, then renamed.
+
+The part of `disk.0` is `.disk.0.<tag>.part`, the tag naming what it is made from.  Everything is done
+relative to the open directory: if somebody removes the directory and another run makes it anew, a late
+rename lands in the removed one.
+"""
+
+import os
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+    from madrigal.onhost.undo import Undo
+
+
+class Part:
+    """What will be NAME in DIRECTORY (which must exist).  Its `fd` is open until `publish`; UNDO takes it back.
+
+    The caller holds the lock of the object, so parts of it are of runs that were killed, and go; but not BESIDE.
+    """
+
+    def __init__(
+        self,
+        undo: "Undo",
+        directory: str,
+        name: str,
+        tag: str,
+        is_dir: bool = False,
+        beside: "Optional[Part]" = None,
+    ) -> None:
+        self._undo = undo
+        self.directory, self.name = directory, name
+        self.part = ".{}.{}.part".format(name, tag)
+        self.is_dir = is_dir
+        self.dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if beside is None:
+            remove_parts(self.dir_fd, name)
+        undo.push(self.discard)
+        # Readable by nobody else until it is published with its final mode.
+        flags = os.O_RDONLY | os.O_DIRECTORY if is_dir else os.O_RDWR | os.O_CREAT | os.O_EXCL
+        if is_dir:
+            os.mkdir(self.part, 0o700, dir_fd=self.dir_fd)
+        self.fd = os.open(self.part, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.dir_fd)
+
+    @property
+    def path(self) -> str:
+        """For programs that want a name."""
+        return os.path.join(self.directory, self.part)
+
+    def publish(self, mode: int) -> None:
+        """Give it its name, replacing what has it.  MODE is its permissions.  On return it is on the disk.
+
+        Until the action ends well it is removed again on failure, if nothing was replaced.
+        """
+        os.fchmod(self.fd, mode)
+        os.fsync(self.fd)
+        if exists(self.dir_fd, self.name):
+            if self.is_dir:  # rename() replaces an empty directory only
+                remove(self.dir_fd, self.name)
+        else:
+            self._undo.push(remove, None, os.path.join(self.directory, self.name))
+        os.rename(self.part, self.name, src_dir_fd=self.dir_fd, dst_dir_fd=self.dir_fd)
+        os.fsync(self.dir_fd)
+        os.close(self.fd)
+        os.close(self.dir_fd)
+        self._undo.forget(self.discard)
+
+    def discard(self) -> None:
+        """Take it back."""
+        self._undo.forget(self.discard)
+        try:
+            remove(self.dir_fd, self.part)
+        finally:
+            os.close(self.dir_fd)
+
+
+def is_part(name: str) -> bool:
+    """Whether NAME is one that only a Part has."""
+    return name.startswith(".") and name.endswith(".part") and name.count(".") >= 3
+
+
+def exists(dir_fd: int, name: str) -> bool:
+    """Whether NAME is in the open directory, if only as a link to nowhere."""
+    try:
+        os.lstat(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def remove(dir_fd: "Optional[int]", name: str) -> bool:
+    """Remove NAME, file, link or directory, of the directory open as DIR_FD; returns whether it was there.
+
+    A directory gets a part's name first: nobody takes what is half removed for the whole.
+    """
+    if dir_fd is None:
+        dir_fd = os.open(os.path.dirname(name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return remove(dir_fd, os.path.basename(name))
+        finally:
+            os.close(dir_fd)
+    try:
+        if not stat.S_ISDIR(os.lstat(name, dir_fd=dir_fd).st_mode):
+            os.unlink(name, dir_fd=dir_fd)
+            return True
+        import shutil  # here, because it costs a third of a worker's start
+
+        if not name.endswith(".part"):
+            gone = ".{}.gone.part".format(name)
+            remove(dir_fd, gone)
+            os.rename(name, gone, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+            name = gone
+        # rmtree has no dir_fd before Python 3.11; this is the same
+        shutil.rmtree("/proc/self/fd/{}/{}".format(dir_fd, name))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def remove_parts(dir_fd: int, name: str) -> None:
+    """Remove what interrupted runs left of NAME.  The caller holds the lock, so nobody is writing them."""
+    for entry in os.listdir(dir_fd):
+        if entry.startswith(".{}.".format(name)) and entry.endswith(".part"):
+            remove(dir_fd, entry)
