@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import sys
 
 from madrigal.errors import ConfigError
@@ -32,6 +33,25 @@ def var_dir() -> str:
 def etc_dir() -> str:
     location = os.environ.get("ONE_LOCATION", "")
     return location.rstrip("/") + "/etc" if location else "/etc/one"
+
+
+def run_dir() -> str:
+    """This user's directory for what lives as long as connections and actions; raises ConfigError if others get in.
+
+    MADRIGAL_RUN_DIR, else $XDG_RUNTIME_DIR/madrigal, else /tmp/madrigal-<uid>.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    path = os.environ.get("MADRIGAL_RUN_DIR") or (f"{runtime}/madrigal" if runtime else f"/tmp/madrigal-{os.getuid()}")
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise ConfigError(f"cannot make the directory {path}: {error.strerror}; set MADRIGAL_RUN_DIR") from None
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ConfigError(f"{path} must be a directory that only its owner, user {os.getuid()}, can enter")
+    return path
 
 
 def read_shell(path: str) -> dict[str, str]:

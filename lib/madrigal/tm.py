@@ -14,7 +14,7 @@ import os
 import sys
 
 from madrigal import action as action_layer
-from madrigal import messages
+from madrigal import messages, running
 from madrigal.errors import ConfigError, NotFound, NotSupported, UsageError
 from madrigal.location import Location
 
@@ -138,6 +138,11 @@ def run(name: str, recipe: Callable[..., None]) -> NoReturn:
 
     def body() -> None:
         given = parse(name, sys.argv[1:])
+        for word in ("source", "target", "disk"):
+            if word in given:
+                place = given[word]
+                directory = place.path if place.disk_id is None and word != "disk" else place.dir
+                running.end(directory) if name == "delete" else running.register(directory)
         wanted = recipe.__code__.co_varnames[: recipe.__code__.co_argcount]
         recipe(**{parameter: given[parameter] for parameter in wanted})
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import stat
 import subprocess
 import time
 import zlib
 
-from madrigal import command, deadline
+from madrigal import command, config, deadline
 from madrigal.errors import Busy, ConfigError, DeadlineExceeded, HostUnreachable, MadrigalError, MissingProgram
 from madrigal.host.channel import Channel, failure
 
@@ -27,8 +26,8 @@ _NO_AES = "chacha20-poly1305@openssh.com,aes128-gcm@openssh.com,aes128-ctr,aes25
 
 
 def _options() -> list[str]:
-    config = os.environ.get("MADRIGAL_SSH_CONFIG", "")
-    options = ["-F", config] if config else []
+    file = os.environ.get("MADRIGAL_SSH_CONFIG", "")
+    options = ["-F", file] if file else []
     for option in (
         "BatchMode=yes",
         f"ConnectTimeout={deadline.connect():.0f}",
@@ -53,25 +52,6 @@ def ciphers() -> str:
     except OSError:
         has_aes = False
     return _AES if has_aes else _NO_AES
-
-
-def run_dir() -> str:
-    """The directory of this user's control sockets; raises ConfigError if it is not ours alone.
-
-    MADRIGAL_RUN_DIR, else $XDG_RUNTIME_DIR/madrigal, else /tmp/madrigal-<uid>.
-    """
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    path = os.environ.get("MADRIGAL_RUN_DIR") or (f"{runtime}/madrigal" if runtime else f"/tmp/madrigal-{os.getuid()}")
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise ConfigError(f"cannot make {path} for connections: {error.strerror}; set MADRIGAL_RUN_DIR") from None
-    found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ConfigError(f"{path} must be a directory that only its owner, user {os.getuid()}, can enter")
-    return path
 
 
 def start(name: str, remote_command: str, bulk: bool) -> SshChannel:
@@ -124,8 +104,8 @@ class SshChannel(Channel):
 
 def _shared(name: str) -> str:
     """The control socket of the shared connection to NAME, which is up on return."""
-    config = os.environ.get("MADRIGAL_SSH_CONFIG", "")
-    base = f"{run_dir()}/{name}-{zlib.crc32(config.encode()):08x}"
+    file = os.environ.get("MADRIGAL_SSH_CONFIG", "")
+    base = f"{config.run_dir()}/{name}-{zlib.crc32(file.encode()):08x}"
     path = base + ".s"
     if len(path) > 80:  # a socket's name has 107 bytes at most, of which ssh needs some while it makes it
         raise ConfigError(f"{path} is too long for a socket: set MADRIGAL_RUN_DIR to a shorter directory")

@@ -35,11 +35,11 @@ def lock_path(path: str) -> str:
 
 
 class Lock:
-    """The right to change the object at `path`; its parent directory must exist."""
+    """The right to change the object at `path`; FILE (by default beside it) is in a directory that exists."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, file: str = "") -> None:
         self.path = path
-        self.file = lock_path(path)
+        self.file = file or lock_path(path)
         self.fd: "Optional[int]" = None
 
     def acquire(self, seconds: float, waiting: "Callable[[], None]", taking_over: bool = False) -> None:
@@ -77,7 +77,7 @@ class Lock:
                     _held.append(self)
                     self._note("delete" if taking_over else "work")
                     return
-                if _content(fd).startswith(b"deleted"):
+                if _content(fd).startswith(b"deleted") and not taking_over:
                     raise Deleted("{} was deleted while this action waited for it".format(self.path))
             finally:
                 if fd >= 0:

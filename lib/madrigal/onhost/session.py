@@ -35,8 +35,10 @@ class Session:
     def hold(self, path: str, make: bool = False, monitor: "Optional[str]" = None) -> None:
         """Lock the VM directory or image at PATH, which need not exist; MAKE creates the directory PATH.
 
-        MONITOR: what the datastore's `.monitor` has to say, "" for that there must be none.
+        Held already is fine.  MONITOR: what the datastore's `.monitor` has to say, "" for that there must be none.
         """
+        if any(lock.path == path for lock in self._locks):
+            return
         lock = Lock(path)
         while True:
             self._make_dirs(os.path.dirname(path))

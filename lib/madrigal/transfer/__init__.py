@@ -7,7 +7,6 @@ its successor is safely on a disk.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 
@@ -18,7 +17,7 @@ from madrigal.messages import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
     from typing import Any
 
     from madrigal.host.local import LocalSession
@@ -62,9 +61,15 @@ def _copy(source: Location, target: Location, hold: dict[str, Any], grow: list[A
             session.call("hold", **hold)
             way = session.call("copy", source=source.path, path=target.path, grow=grow)["way"]
     else:
-        with _reading(source) as (given, allocated), host.session(allocated >= BULK) as session:
+
+        def look(given: AnySession, session: AnySession) -> int:
+            return int(given.call("measure", path=source.path)["allocated"])
+
+        def work(given: AnySession, session: AnySession) -> str:
             session.call("hold", **hold)
-            way = _streamed(session.receive(given.send(source.path), path=target.path, grow=grow))
+            return _streamed(session.receive(given.send(source.path), path=target.path, grow=grow))
+
+        way = _between(Host(source.host), host, look, work)
     log(f"copied {source} to {target} ({way}, {time.monotonic() - began:.1f} s)")
 
 
@@ -82,8 +87,8 @@ def copy_open(fd: int, disk: Location, size: Size | None = None, second_name: st
     log(f"made {disk}")
 
 
-def move(source: Location, target: Location, monitor: str | None = None) -> bool:
-    """Move the VM directory SOURCE to TARGET; returns whether there was anything to do.
+def move(source: Location, target: Location, monitor: str | None = None) -> None:
+    """Move the VM directory SOURCE to TARGET.
 
     Both may be one place that two machines share, which a probe file finds out; nothing is done then.  A
     TARGET without a SOURCE is what an earlier run left when it had finished: fine.  MONITOR as for copy().
@@ -92,49 +97,50 @@ def move(source: Location, target: Location, monitor: str | None = None) -> bool
     host, origin = Host(target.host), Host(source.host)
     if _same(host, origin):
         if source.path == target.path:
-            return False
+            return
         with host.session() as session:
             session.call("hold", path=source.path)
             if not _is_there(session, session, source, target):
-                return False
+                return
             session.call("hold", path=target.path, monitor=monitor)
-            way = session.call("move", source=source.path, path=target.path)["way"]
+            way: str | None = session.call("move", source=source.path, path=target.path)["way"]
     else:
-        with origin.session() as given, host.session() as session:
-            allocated = _look(given, session, source, target)
-            if allocated is None:
-                return False
-            if allocated < BULK:
-                way = _move(given, session, source, target, monitor)
-        if allocated >= BULK:
-            with origin.session(bulk=True) as given, host.session(bulk=True) as session:
-                given.call("hold", path=source.path)
-                way = _move(given, session, source, target, monitor)
-    log(f"moved {source} to {target} ({way}, {time.monotonic() - began:.1f} s)")
-    return True
+
+        def look(given: AnySession, session: AnySession) -> int | None:
+            given.call("hold", path=source.path)
+            if not _is_there(given, session, source, target):
+                return None
+            seen = _seen(given, session, source, [target.path, source.path])
+            if seen == target.path:
+                log(f"{source} and {target} are one place, nothing to move")
+                return None
+            if seen == source.path:
+                session.call("hold", path=target.path, monitor=monitor)
+                way = session.call("move", source=source.path, path=target.path)["way"]
+                log(f"moved {source} to {target} ({way}, on storage that both machines share)")
+                return None
+            return int(given.call("measure", path=source.path)["allocated"])
+
+        def work(given: AnySession, session: AnySession) -> str:
+            given.call("hold", path=source.path)
+            session.call("hold", path=target.path, monitor=monitor)
+            way = _streamed(session.receive(given.send(source.path), path=target.path, keep_mode=True))
+            session.done()  # before the source goes: from here on TARGET is what counts, whatever happens to us
+            given.call("drop", path=source.path)
+            return way
+
+        way = _between(origin, host, look, work)
+    if way:
+        log(f"moved {source} to {target} ({way}, {time.monotonic() - began:.1f} s)")
 
 
-def _look(given: AnySession, session: AnySession, source: Location, target: Location) -> int | None:
-    """Lock SOURCE and return its allocated bytes, None if there is nothing to move."""
-    given.call("hold", path=source.path)
-    if not _is_there(given, session, source, target):
-        return None
+def _seen(given: AnySession, session: AnySession, source: Location, paths: list[str]) -> str:
+    """The first of PATHS where the machine of SESSION has the directory SOURCE of the other one, "" if none."""
     probe = os.urandom(8).hex()
     given.call("show_probe", path=source.path, probe=probe)
-    shared = session.call("see_probe", path=target.path, probe=probe)
+    seen = next((path for path in paths if session.call("see_probe", path=path, probe=probe)), "")
     given.call("hide_probe", path=source.path, probe=probe)
-    if shared:
-        log(f"{source} and {target} are one place, nothing to move")
-        return None
-    return int(given.call("measure", path=source.path)["allocated"])
-
-
-def _move(given: AnySession, session: AnySession, source: Location, target: Location, monitor: str | None) -> str:
-    session.call("hold", path=target.path, monitor=monitor)
-    way = _streamed(session.receive(given.send(source.path), path=target.path, keep_mode=True))
-    session.done()  # before the source goes: from here on TARGET is what counts, whatever happens to us
-    given.call("drop", path=source.path)
-    return way
+    return seen
 
 
 def _is_there(given: AnySession, session: AnySession, source: Location, target: Location) -> bool:
@@ -156,22 +162,29 @@ def bring_back(disk: Location, image: Location) -> None:
     host = Host(image.host)
     if _same(host, Host(disk.host)):
         with host.session() as session:
-            if not _is_back(session, session, disk, image):
-                session.call("hold", path=image.path)
-                way = session.call("place", source=disk.path, path=image.path)["way"]
-                session.call("link", target=image.path, path=disk.path)
-                log(f"moved {disk} to {image} ({way}, {time.monotonic() - began:.1f} s)")
-        return
-    with Host(disk.host).session() as given, host.session() as session:
-        if _is_back(given, session, disk, image):
-            return
-    with _reading(disk) as (given, allocated), host.session(allocated >= BULK) as session:
-        given.call("hold", path=disk.dir)
-        session.call("hold", path=image.path)
-        way = _streamed(session.receive(given.send(disk.path), path=image.path))
-        session.done()
-        given.call("link", target=image.path, path=disk.path)
-    log(f"moved {disk} to {image} ({way}, {time.monotonic() - began:.1f} s)")
+            if _is_back(session, session, disk, image):
+                return
+            session.call("hold", path=image.path)
+            way: str | None = session.call("place", source=disk.path, path=image.path)["way"]
+            session.call("link", target=image.path, path=disk.path)
+    else:
+
+        def look(given: AnySession, session: AnySession) -> int | None:
+            if _is_back(given, session, disk, image):
+                return None
+            return int(given.call("measure", path=disk.path)["allocated"])
+
+        def work(given: AnySession, session: AnySession) -> str:
+            given.call("hold", path=disk.dir)
+            session.call("hold", path=image.path)
+            way = _streamed(session.receive(given.send(disk.path), path=image.path))
+            session.done()  # the image is safe before the disk goes
+            given.call("link", target=image.path, path=disk.path)
+            return way
+
+        way = _between(Host(disk.host), host, look, work)
+    if way:
+        log(f"moved {disk} to {image} ({way}, {time.monotonic() - began:.1f} s)")
 
 
 def _is_back(given: AnySession, session: AnySession, disk: Location, image: Location) -> bool:
@@ -195,14 +208,21 @@ def _same(one: Host, other: Host) -> bool:
     return one.name == other.name or (one.local and other.local)
 
 
-@contextlib.contextmanager
-def _reading(source: Location) -> Iterator[tuple[AnySession, int]]:
-    """A session where SOURCE is, over a connection that fits its allocated bytes, and these."""
-    host = Host(source.host)
-    with host.session() as session:
-        allocated = session.call("measure", path=source.path)["allocated"]
-        if host.local or allocated < BULK:
-            yield session, allocated
-            return
-    with host.session(bulk=True) as session:
-        yield session, allocated
+def _between(
+    origin: Host,
+    host: Host,
+    look: Callable[[AnySession, AnySession], int | None],
+    work: Callable[[AnySession, AnySession], str],
+) -> str | None:
+    """WORK(session on ORIGIN, session on HOST) if LOOK, given the same, finds so many bytes to move and not None.
+
+    Many bytes get connections of their own.
+    """
+    with origin.session() as given, host.session() as session:
+        allocated = look(given, session)
+        if allocated is None:
+            return None
+        if allocated < BULK:
+            return work(given, session)
+    with origin.session(bulk=True) as given, host.session(bulk=True) as session:
+        return work(given, session)
