@@ -14,7 +14,7 @@ import time
 import zlib
 
 from madrigal import command, config, deadline
-from madrigal.errors import Busy, ConfigError, DeadlineExceeded, HostUnreachable, MadrigalError, MissingProgram
+from madrigal.errors import Busy, ConfigError, MissingProgram
 from madrigal.host.channel import Channel, failure
 
 PERSIST = 600
@@ -196,10 +196,9 @@ def _master(name: str, path: str) -> tuple[int, bytes]:
         os.close(errors)
 
 
-def forget(name: str) -> None:
-    """End the shared connection to NAME: it is up and does not answer."""
-    argv = ["ssh", *_options(), "-o", f"ControlPath={_shared(name)}", "-O", "exit", "--", name]
-    try:
-        command.run(argv, 10, check=False)
-    except (DeadlineExceeded, HostUnreachable, MadrigalError):
-        pass
+def disconnect() -> None:
+    """End all shared connections of this user."""
+    for name in os.listdir(config.run_dir()):
+        if name.endswith(".s"):
+            argv = ["ssh", "-F", "none", "-o", f"ControlPath={config.run_dir()}/{name}", "-O", "exit", "--", "any"]
+            command.run(argv, deadline.connect(), check=False)
