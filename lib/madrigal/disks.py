@@ -20,7 +20,7 @@ BESIDE = (".snap", ".iso")
 
 def link(image: Location, disk: Location, relative: bool, monitor: str | None = None) -> None:
     """Make DISK a symbolic link to IMAGE on the same machine; RELATIVE where machines see them at different paths."""
-    target = os.path.relpath(image.path, disk.dir) if relative else image.path
+    target = os.path.relpath(image.checked().path, disk.dir) if relative else image.path
     with Host(disk.host).session() as session:
         if not session.call("exists", path=image.path):
             raise NotFound(f"{image} does not exist: is its datastore mounted there?")

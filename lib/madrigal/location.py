@@ -39,21 +39,31 @@ class Location:
 
     @classmethod
     def parse(cls, argument: str) -> Location:
-        """Read `HOST:PATH`, `PATH` or, where a 3.4 front-end passes it on, a URL.
-
-        Raises UsageError unless the host is a plausible name and the path absolute without `..`.
-        """
-        if _URL.match(argument):
-            return cls("", argument)
+        """Read `HOST:PATH`; raises UsageError unless that is a plausible name and an absolute path without `..`."""
         host, colon, path = argument.partition(":")
         if not colon:
-            host, path = "", argument
-        elif not _HOST.match(host):
+            raise UsageError(f"'{argument}' is not HOST:PATH")
+        if not _HOST.match(host):
             raise UsageError(f"'{host}' in the argument '{argument}' is not a host name")
-        path = fix_dir_slashes(path)
+        return cls(host, fix_dir_slashes(path)).checked()
+
+    @classmethod
+    def of_image(cls, argument: str) -> Location:
+        """Read `[FE:]SOURCE`: what a datastore driver has answered, by itself or as the front-end's.
+
+        A SOURCE with a colon of its own, a URL for one, comes as it is.  Whether a driver can use it, `checked` says.
+        """
+        host, colon, path = argument.partition(":")
+        if _URL.match(argument) or not colon or not _HOST.match(host):
+            return cls("", argument if _URL.match(argument) else fix_dir_slashes(argument))
+        return cls("", fix_dir_slashes(path))
+
+    def checked(self) -> Location:
+        """This place; raises UsageError unless its path is absolute, without `..`."""
+        path = self.path
         if not path.startswith("/") or path == "/" or "\0" in path or ".." in path.split("/"):
-            raise UsageError(f"'{path}' in the argument '{argument}' is not an absolute path without '..'")
-        return cls(host, path)
+            raise UsageError(f"'{path}' is not an absolute path without '..'")
+        return self
 
     @property
     def is_url(self) -> bool:

@@ -89,10 +89,11 @@ class VM:
         directory in any case.
         """
         datastore, name = image.dir.rpartition("/")[2], image.name
-        if self.is_current or image.is_url or not datastore.isdigit():
-            return Location(disk.host, image.path) if not image.is_url else image
-        root = Location(disk.host, Location(disk.host, disk.dir).dir).dir
-        return Location(disk.host, f"{root}/{datastore}/{name}")
+        if image.is_url:
+            return image
+        if self.is_current or not datastore.isdigit():
+            return Location(disk.host, image.path)
+        return Location(disk.host, f"{os.path.dirname(os.path.dirname(disk.dir))}/{datastore}/{name}")
 
     @property
     def source_is_dead(self) -> bool:
@@ -174,10 +175,8 @@ def parse(name: str, argv: list[str]) -> dict[str, Any]:
         elif word == "format":
             given[word] = text
         else:
-            place = Location.parse(text)
-            # An image is the front-end's, whatever name it gives itself there.
-            given[word] = Location("", place.path) if word == "image" else place
-            _check(word, place, vm)
+            given[word] = Location.of_image(text) if word == "image" else Location.parse(text)
+            _check(word, given[word], vm)
     return given
 
 
@@ -214,8 +213,6 @@ def _check(word: str, place: Location, vm: VM) -> None:
     """What a place may be, so that a slip in a front-end does not remove or overwrite something else."""
     if word == "image":
         return
-    if place.is_url or not place.host:
-        raise UsageError(f"'{place}' is not HOST:PATH")
     if word == "disk":
         if place.disk_id is None and place.name not in ("kernel", "initrd"):
             raise UsageError(f"'{place}' is not a disk, expected HOST:.../disk.N")

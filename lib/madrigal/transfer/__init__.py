@@ -42,7 +42,7 @@ def copy(source: Location, disk: Location, size: Size | None = None, monitor: st
 
         with downloaded(source.path) as fd:
             return copy_open(fd, disk, size)
-    _copy(source, disk, {"path": disk.dir, "make": True, "monitor": monitor}, list(size) if size else None)
+    _copy(source.checked(), disk, {"path": disk.dir, "make": True, "monitor": monitor}, list(size) if size else None)
 
 
 def save(disk: Location, image: Location, whole: bool) -> None:
@@ -50,7 +50,7 @@ def save(disk: Location, image: Location, whole: bool) -> None:
     if whole:
         with Host(disk.host).session() as session:
             session.call("refuse_overlay", path=disk.path)
-    _copy(disk, image, {"path": image.path}, None)
+    _copy(disk, image.checked(), {"path": image.path}, None)
 
 
 def _copy(source: Location, target: Location, hold: dict[str, Any], grow: list[Any] | None) -> None:
@@ -159,7 +159,7 @@ def bring_back(disk: Location, image: Location) -> None:
     A disk that is a link to its image already needs nothing.
     """
     began = time.monotonic()
-    host = Host(image.host)
+    host = Host(image.checked().host)
     if _same(host, Host(disk.host)):
         with host.session() as session:
             if _is_back(session, session, disk, image):
