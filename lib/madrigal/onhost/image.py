@@ -11,7 +11,7 @@ import os
 import re
 
 from madrigal.command import CommandFailed, run
-from madrigal.errors import BadImage, ConfigError, MissingProgram, NoSpace, UsageError
+from madrigal.errors import BadImage, ConfigError, InUse, MissingProgram, NoSpace, UsageError
 from madrigal.onhost import lock
 
 TYPE_CHECKING = False
@@ -119,13 +119,16 @@ def _run(command: str, arguments: "List[str]", waiting: "Callable[[], None]", ti
     # The image may be anybody's: what it makes qemu-img allocate has an end (CVE-2015-5162 was one without).
     argv = ["prlimit", "--as={}".format(_MEMORY), "qemu-img", command, "-q"] + arguments
     what = "qemu-img {}".format(command)
-    try:
-        # The locks go along: if we are killed, what it still writes stays ours until it has ended.
-        run(argv, timeout, what=what, pass_fds=lock.inherited(), waiting=waiting, patient=True)
-    except CommandFailed as error:
-        complaint = error.result.complaint()
-        if complaint.startswith("prlimit: failed to execute"):
-            raise MissingProgram("qemu-img is not installed: install the package qemu-utils") from None
-        if "No space left on device" in complaint:
-            raise NoSpace("{}: {}".format(what, complaint)) from None
-        raise
+    # The locks go along: if we are killed, what it still writes stays ours until it has ended.
+    fds = lock.inherited()
+    result = run(argv, timeout, what=what, pass_fds=fds, waiting=waiting, patient=True, check=False)
+    if not result.status:
+        return
+    complaint = result.complaint()
+    if complaint.startswith("prlimit: failed to execute"):
+        raise MissingProgram("qemu-img is not installed: install the package qemu-utils")
+    if b"No space left on device" in result.stderr:
+        raise NoSpace("{}: {}".format(what, complaint))
+    if b"Is another process using the image" in result.stderr:
+        raise InUse("{}: another process uses {}".format(what, complaint.partition("[")[2].rpartition("]")[0]))
+    raise CommandFailed("{} failed ({}): {}".format(what, result.status, complaint or "it gave no reason"), result)

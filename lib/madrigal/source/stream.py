@@ -1,0 +1,110 @@
+"""One pass over a source: every byte is read once, digested as it was fetched, unpacked, and handed on."""
+
+from __future__ import annotations
+
+import re
+
+from madrigal.errors import BadImage, DigestMismatch, UsageError
+from madrigal.source import codec
+
+TYPE_CHECKING = False  # as typing's, without importing it
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from madrigal.source.schemes import Source
+
+PIECE = 1 << 20
+"""The most bytes that are read, and that are handed on, at once."""
+
+# A file may be made of tens of thousands of empty members, and each leaves what follows it to be copied.
+_FED = 64 << 10
+
+_DIGITS = {"md5": 32, "sha1": 40, "sha256": 64}
+
+
+class Unpacked:
+    """The bytes of SOURCE in pieces, unpacked if DECOMPRESS and they are packed.
+
+    `packed`: whether they are.  SEEN is called with the bytes as they are fetched.
+    """
+
+    def __init__(self, source: Source, decompress: bool, seen: Callable[[bytes], object]) -> None:
+        self._source, self._seen = source, seen
+        self._head = b""
+        while decompress and len(self._head) < codec.HEAD and (piece := self._fetched()):
+            self._head += piece
+        self._decompressor = codec.decompressor(self._head)
+        self.packed = self._decompressor is not None
+
+    def __iter__(self) -> Iterator[bytes]:
+        data = self._head or self._fetched()
+        while data:
+            if self._decompressor:
+                for start in range(0, len(data), _FED):
+                    unpacked = self._decompressor.feed(data[start : start + _FED], PIECE)
+                    while unpacked:
+                        yield unpacked
+                        unpacked = self._decompressor.feed(b"", PIECE)
+            else:
+                yield data
+            data = self._fetched()
+        if self._decompressor:
+            self._decompressor.finish()
+
+    def _fetched(self) -> bytes:
+        data = self._source.read(PIECE)
+        self._seen(data)
+        return data
+
+
+def check_digests(digests: Mapping[str, str]) -> dict[str, str]:
+    """DIGESTS (attribute name to hexadecimal value) that are not empty, by algorithm and in lower case.
+
+    The names are MD5, SHA1 and SHA256 in any case.  Raises UsageError for another name and for a value that
+    cannot be its digest.
+    """
+    wanted = {}
+    for name, value in digests.items():
+        digits = _DIGITS.get(name.lower())
+        if not digits:
+            raise UsageError(f"{name} is not a digest that can be checked: give MD5, SHA1 or SHA256")
+        value = value.strip().lower()
+        if value and not re.fullmatch(rf"[0-9a-f]{{{digits}}}", value):
+            raise UsageError(f"{name.upper()} is '{value[:80]}', not {digits} hexadecimal digits")
+        if value:
+            wanted[name.lower()] = value
+    return wanted
+
+
+def fetch(
+    source: Source, sink: Callable[[bytes], object], *, decompress: bool, digests: Mapping[str, str], limit: int | None
+) -> int:
+    """Hand all of SOURCE to SINK in pieces; return the bytes handed on.
+
+    DECOMPRESS: unpack what is packed.  DIGESTS: what the bytes as fetched must have, as for check_digests().
+    LIMIT: the most bytes SINK takes.  Raises DigestMismatch, BadImage (damaged or cut off data, more than LIMIT),
+    what the source and the sink raise; SINK may have been given bytes then, which are worth nothing.
+    """
+    wanted = check_digests(digests)
+    sums = {}
+    if wanted:
+        import hashlib
+
+        sums = {name: hashlib.new(name, usedforsecurity=False) for name in wanted}
+
+    def seen(data: bytes) -> None:
+        for digest in sums.values():
+            digest.update(data)
+
+    written = 0
+    for piece in Unpacked(source, decompress, seen):
+        written += len(piece)
+        if limit is not None and written > limit:
+            raise BadImage(f"{source.name} gives more than the {limit} bytes it may have")
+        sink(piece)
+    for name, digest in sums.items():
+        if digest.hexdigest() != wanted[name]:
+            raise DigestMismatch(
+                f"{source.name} has the {name.upper()} {digest.hexdigest()}, not the expected {wanted[name]}"
+            )
+    return written
