@@ -24,8 +24,10 @@ def link(image: Location, disk: Location, relative: bool, monitor: str | None = 
     with Host(disk.host).session() as session:
         if not session.call("exists", path=image.path):
             raise NotFound(f"{image} does not exist: is its datastore mounted there?")
-        session.call("hold", path=disk.dir, make=True, monitor=monitor)
+        session.call("hold", path=disk.dir, make=True)
         session.call("link", target=target, path=disk.path)
+        if monitor is not None:
+            session.call("mark", path=f"{os.path.dirname(disk.dir)}/.monitor", text=monitor)
     log(f"linked {disk} to {target}")
 
 

@@ -10,6 +10,7 @@ docs/contract.md, "Transfer manager actions".
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -139,15 +140,19 @@ def run(name: str, recipe: Callable[..., None]) -> NoReturn:
 
     def body() -> None:
         given = parse(name, sys.argv[1:])
-        for word in ("source", "target", "disk"):
-            if word in given:
-                place = given[word]
-                directory = place.path if place.disk_id is None and word != "disk" else place.dir
-                running.end(directory) if name == "delete" else running.register(directory)
         wanted = recipe.__code__.co_varnames[: recipe.__code__.co_argcount]
-        recipe(**{parameter: given[parameter] for parameter in wanted})
+        with contextlib.ExitStack() as stack:
+            for directory in _directories(given):
+                running.end(directory) if name == "delete" else stack.enter_context(running.registered(directory))
+            recipe(**{parameter: given[parameter] for parameter in wanted})
 
     action_layer.run(body, lambda: _usage(name))
+
+
+def _directories(given: dict[str, Any]) -> set[str]:
+    """The VM directories of an action: the places themselves, or where the disks are."""
+    places = [given[word] for word in ("source", "target", "disk") if word in given]
+    return {place.dir if place.disk_id is not None or "disk" in given else place.path for place in places}
 
 
 def parse(name: str, argv: list[str]) -> dict[str, Any]:

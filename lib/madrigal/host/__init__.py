@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ATTEMPTS = 6
 """How often a connection that an sshd drops because it has too many at once is tried."""
 
+_BEGUN = "madrigal command, begun"
+
 
 def is_local(name: str) -> bool:
     """Whether NAME is this machine: none, localhost, its hostname, or one of the names in MADRIGAL_FRONTEND."""
@@ -44,6 +46,7 @@ class Host:
     def run(self, argv: Sequence[str], timeout: float, input: bytes | None = None) -> command.Result:
         """Run a program there to its end; the result has its status (255 may also be ssh's own), stdout and stderr.
 
+        What a login shell prints before is not in its stdout.  It is started once, also when the connection breaks.
         Raises HostUnreachable and its like if it could not be started, DeadlineExceeded after TIMEOUT seconds.
         """
         from madrigal import command
@@ -55,16 +58,16 @@ class Host:
         attempt = 0
         while True:
             attempt += 1
-            channel = self.start("exec " + " ".join(map(quote, argv)))
+            channel = self.start(f"echo {quote(_BEGUN)}; exec {' '.join(map(quote, argv))}")
             try:
                 output = channel.communicate(input or b"", timeout)
                 status = channel.wait(timeout)
             finally:
                 channel.close()
-            said = channel.stderr()
-            if status != 255 or not said:  # without a word it is the program's own
-                return command.Result(status, output, said)
-            self.retried(failure(self.name, status, said), attempt)
+            noise, begun, output = output.partition(_BEGUN.encode() + b"\n")
+            if begun:
+                return command.Result(status, output, channel.stderr())
+            self.retried(failure(self.name, 255, channel.stderr() or noise), attempt)
 
     def script(self, text: str, values: Sequence[str], timeout: float) -> command.Result:
         """Run the shell script TEXT there (bash, C locale) with VALUES as its "$1", "$2", ..."""

@@ -30,7 +30,7 @@ def _options() -> list[str]:
     options = ["-F", file] if file else []
     for option in (
         "BatchMode=yes",
-        f"ConnectTimeout={deadline.connect():.0f}",
+        f"ConnectTimeout={-(-deadline.connect() // 1):.0f}",  # whole seconds; 0 would be for ever
         "ServerAliveInterval=15",
         "ServerAliveCountMax=4",
         "ClearAllForwardings=yes",
@@ -181,7 +181,7 @@ def _master(name: str, path: str) -> tuple[int, bytes]:
             cwd="/",
         )
         try:
-            status = process.wait(deadline.connect() + 10)
+            status = process.wait(deadline.connect() + min(deadline.connect(), 10))
         except subprocess.TimeoutExpired:
             status = 255
             os.write(errors, b"Connection timed out\n")

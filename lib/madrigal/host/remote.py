@@ -44,7 +44,8 @@ _COMMAND = f"exec python3 -I -S -X utf8 -c '{_BOOT}'"
 _PROGRAM = """\
 import sys, types
 if sys.version_info < (3, 6):
-    sys.exit("python3 here is older than 3.6")
+    sys.stderr.write("python3 here is older than 3.6\\n")
+    sys.exit(127)
 def module(name, text):
     made = sys.modules[name] = types.ModuleType(name)
     if "." in name:
@@ -88,7 +89,7 @@ class RemoteSession:
                     pass  # it has ended already; why is found below
                 # what a login shell writes before is not ours
                 while line := channel.readline(deadline.connect()):
-                    if line.rstrip() == _MARKER.encode():
+                    if line.rstrip().endswith(_MARKER.encode()):  # a prompt or a title comes without a newline
                         return channel
                 error = failure(self.host.name, channel.wait(5), channel.stderr())
             except DeadlineExceeded:

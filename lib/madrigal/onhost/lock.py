@@ -72,7 +72,7 @@ class Lock:
                     waiting()
                     time.sleep(min(pause, end - now))
                     pause = min(pause * 2, 0.25)
-                if self._is_current(fd):
+                if is_current(fd, self.file):
                     self.fd, fd = fd, -1
                     _held.append(self)
                     self._note("delete" if taking_over else "work")
@@ -114,20 +114,22 @@ class Lock:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
             if error.errno == errno.ESTALE:  # NFS: the file was removed by another client
-                return True  # _is_current() will say no
+                return True  # is_current() will say no
             raise
-
-    def _is_current(self, fd: int) -> bool:
-        try:
-            there, ours = os.stat(self.file, follow_symlinks=False), os.fstat(fd)
-        except OSError:
-            return False
-        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
     def _note(self, what: str) -> None:
         assert self.fd is not None
         os.ftruncate(self.fd, 0)
         os.pwrite(self.fd, "{} pid {}\n".format(what, os.getpid()).encode(), 0)
+
+
+def is_current(fd: int, file: str) -> bool:
+    """Whether the open file is still the one with this name, and not one that was removed."""
+    try:
+        there, ours = os.stat(file, follow_symlinks=False), os.fstat(fd)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
 
 def _content(fd: int) -> bytes:

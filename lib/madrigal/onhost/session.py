@@ -5,7 +5,7 @@ import os
 
 from madrigal.errors import InUse, NotSupported
 from madrigal.onhost import part
-from madrigal.onhost.lock import Lock
+from madrigal.onhost.lock import Lock, lock_path
 from madrigal.onhost.part import Part
 from madrigal.onhost.undo import Undo
 
@@ -32,12 +32,12 @@ class Session:
 
     # -- who may change what ---------------------------------------------------------------------------------
 
-    def hold(self, path: str, make: bool = False, monitor: "Optional[str]" = None) -> None:
+    def hold(self, path: str, make: bool = False) -> None:
         """Lock the VM directory or image at PATH, which need not exist; MAKE creates the directory PATH.
 
-        Held already is fine.  MONITOR: what the datastore's `.monitor` has to say, "" for that there must be none.
+        Held already is fine.
         """
-        if any(lock.path == path for lock in self._locks):
+        if any(os.path.realpath(lock.file) == os.path.realpath(lock_path(path)) for lock in self._locks):
             return
         lock = Lock(path)
         while True:
@@ -50,8 +50,6 @@ class Session:
         self._locks.append(lock)
         if make:
             self._make_dirs(path)
-        if monitor is not None:
-            self._mark(os.path.join(os.path.dirname(path), ".monitor"), monitor)
 
     def done(self) -> None:
         """All is well: what was made stays."""
@@ -63,24 +61,6 @@ class Session:
         failures = self._undo.unwind()
         self._release()
         return failures
-
-    def _mark(self, path: str, text: str) -> None:
-        try:
-            with open(path) as file:
-                known = file.read().strip()
-        except FileNotFoundError:
-            known = ""
-        if known == text:
-            return
-        if not text:
-            self._remove(path)
-            return
-        # Two first actions of a datastore may write it at once: names of their own, the same content.
-        temporary = "{}.{}.part".format(path, os.getpid())
-        self._undo.push(os.unlink, temporary)
-        with open(temporary, "w") as file:
-            file.write(text + "\n")
-        os.rename(temporary, path)
 
     def _release(self) -> None:
         while self._locks:
@@ -271,6 +251,28 @@ class Session:
         os.rename(temporary, path)
         _sync_dir(directory)
         return {"way": "rename"}
+
+    def mark(self, path: str, text: str) -> None:
+        """Say in PATH, a datastore's `.monitor`, how the host is to monitor it; "" is for not at all.
+
+        No failure takes it back: it says what the driver is, and other VMs may be there.
+        """
+        try:
+            with open(path) as file:
+                known = file.read().strip()
+        except FileNotFoundError:
+            known = ""
+        if known == text:
+            return
+        if not text:
+            self._remove(path)
+            return
+        # Two first actions of a datastore may write it at once: names of their own, the same content.
+        temporary = "{}.{}.part".format(path, os.getpid())
+        self._undo.push(os.unlink, temporary)
+        with open(temporary, "w") as file:
+            file.write(text + "\n")
+        os.rename(temporary, path)
 
     # -- removing --------------------------------------------------------------------------------------------
 

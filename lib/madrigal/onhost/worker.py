@@ -20,7 +20,7 @@ from madrigal.onhost.session import Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, BinaryIO, Dict, Iterator
+    from typing import Any, BinaryIO, Dict, Iterator, List
 
     from madrigal.onhost.stream import Frame
 
@@ -49,7 +49,7 @@ def main(marker: str, timeouts: "Dict[str, float]", umask: int) -> None:
     except BrokenPipeError:
         pass
     finally:
-        session.fail()  # nothing to take back after `done`
+        _fail(session)  # nothing to take back after `done`
     os._exit(0)
 
 
@@ -75,8 +75,13 @@ def _serve(session: Session, inp: "BinaryIO") -> bool:
 
 
 def _refuse(session: Session, error: MadrigalError) -> bool:
-    _answer({"error": [type(error).__name__, str(error), session.fail()]})
+    _answer({"error": [type(error).__name__, str(error), _fail(session)]})
     return False
+
+
+def _fail(session: Session) -> "List[str]":
+    _ignore_signals()  # a delete must not leave behind what it interrupts us in taking back
+    return session.fail()
 
 
 def _answer(answer: "Dict[str, Any]") -> None:
@@ -130,6 +135,10 @@ def _waiting() -> None:
 
 
 def _tell(number: int, frame: "Any") -> None:
+    _ignore_signals()
+    raise _Told()
+
+
+def _ignore_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    raise _Told()

@@ -42,7 +42,7 @@ def copy(source: Location, disk: Location, size: Size | None = None, monitor: st
 
         with downloaded(source.path) as fd:
             return copy_open(fd, disk, size)
-    _copy(source.checked(), disk, {"path": disk.dir, "make": True, "monitor": monitor}, list(size) if size else None)
+    _copy(source.checked(), disk, {"path": disk.dir, "make": True}, list(size) if size else None, monitor)
 
 
 def save(disk: Location, image: Location, whole: bool) -> None:
@@ -50,16 +50,19 @@ def save(disk: Location, image: Location, whole: bool) -> None:
     if whole:
         with Host(disk.host).session() as session:
             session.call("refuse_overlay", path=disk.path)
-    _copy(disk, image.checked(), {"path": image.path}, None)
+    _copy(disk, image.checked(), {"path": image.path}, None, None)
 
 
-def _copy(source: Location, target: Location, hold: dict[str, Any], grow: list[Any] | None) -> None:
+def _copy(
+    source: Location, target: Location, hold: dict[str, Any], grow: list[Any] | None, monitor: str | None
+) -> None:
     began = time.monotonic()
     host = Host(target.host)
     if _same(host, Host(source.host)):
         with host.session() as session:
             session.call("hold", **hold)
             way = session.call("copy", source=source.path, path=target.path, grow=grow)["way"]
+            _mark(session, target.dir, monitor)
     else:
 
         def look(given: AnySession, session: AnySession) -> int:
@@ -67,7 +70,9 @@ def _copy(source: Location, target: Location, hold: dict[str, Any], grow: list[A
 
         def work(given: AnySession, session: AnySession) -> str:
             session.call("hold", **hold)
-            return _streamed(session.receive(given.send(source.path), path=target.path, grow=grow))
+            result = session.receive(given.send(source.path), path=target.path, grow=grow)
+            _mark(session, target.dir, monitor)
+            return _streamed(result)
 
         way = _between(Host(source.host), host, look, work)
     log(f"copied {source} to {target} ({way}, {time.monotonic() - began:.1f} s)")
@@ -102,8 +107,9 @@ def move(source: Location, target: Location, monitor: str | None = None) -> None
             session.call("hold", path=source.path)
             if not _is_there(session, session, source, target):
                 return
-            session.call("hold", path=target.path, monitor=monitor)
+            session.call("hold", path=target.path)
             way: str | None = session.call("move", source=source.path, path=target.path)["way"]
+            _mark(session, target.path, monitor)
     else:
 
         def look(given: AnySession, session: AnySession) -> int | None:
@@ -115,7 +121,7 @@ def move(source: Location, target: Location, monitor: str | None = None) -> None
                 log(f"{source} and {target} are one place, nothing to move")
                 return None
             if seen == source.path:
-                session.call("hold", path=target.path, monitor=monitor)
+                session.call("hold", path=target.path)
                 way = session.call("move", source=source.path, path=target.path)["way"]
                 log(f"moved {source} to {target} ({way}, on storage that both machines share)")
                 return None
@@ -123,8 +129,9 @@ def move(source: Location, target: Location, monitor: str | None = None) -> None
 
         def work(given: AnySession, session: AnySession) -> str:
             given.call("hold", path=source.path)
-            session.call("hold", path=target.path, monitor=monitor)
+            session.call("hold", path=target.path)
             way = _streamed(session.receive(given.send(source.path), path=target.path, keep_mode=True))
+            _mark(session, target.path, monitor)
             session.done()  # before the source goes: from here on TARGET is what counts, whatever happens to us
             given.call("drop", path=source.path)
             return way
@@ -198,6 +205,11 @@ def _is_back(given: AnySession, session: AnySession, disk: Location, image: Loca
         raise NotFound(f"{disk} does not exist, and nothing says that it was moved to {image}")
     log(f"{disk.dir} is gone; {disk} must have been moved to {image} before", "WARN")
     return True
+
+
+def _mark(session: AnySession, vm_dir: str, monitor: str | None) -> None:
+    if monitor is not None:
+        session.call("mark", path=f"{os.path.dirname(vm_dir)}/.monitor", text=monitor)
 
 
 def _streamed(result: dict[str, int]) -> str:
