@@ -198,7 +198,7 @@ def volatile(cloud: Cloud, fs: str) -> tuple[str, ...]:
 
 
 def filesystem(path: Path) -> str:
-    argv = ["/usr/sbin/blkid", "-p", "-s", "TYPE", "-o", "value", path]
+    argv = ["/usr/sbin/blkid", "-p", "-s", "TYPE", "-o", "value", str(path)]
     return subprocess.run(argv, capture_output=True, text=True).stdout.strip()
 
 
@@ -227,7 +227,7 @@ def test_context_makes_an_iso_and_replaces_it(cloud: Cloud) -> None:
 
 def isofile(iso: Path, name: str) -> bytes:
     """A file of an ISO image by its Rock Ridge name."""
-    argv = ["isoinfo", "-R", "-i", iso, "-x", f"/{name}"]
+    argv = ["isoinfo", "-R", "-i", str(iso), "-x", f"/{name}"]
     return subprocess.run(argv, capture_output=True, check=True).stdout
 
 
@@ -406,7 +406,7 @@ def test_34_takes_a_directory_as_an_image_and_a_url_as_a_source(
         cloud.ok("tm/ssh/mvds", f"host01:{cloud.vm}/disk.0", str(directory))
         assert (directory / "disk.vmdk").read_bytes() == b"changed"
     (tmp_path / "served").write_bytes(b"from the web")
-    argv = ["/usr/bin/python3", "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", tmp_path, "0"]
+    argv = ["/usr/bin/python3", "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(tmp_path), "0"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout
         port = server.stdout.readline().split("port ")[1].split()[0]

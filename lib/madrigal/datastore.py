@@ -150,8 +150,8 @@ class Request:
     def size(self) -> int:
         """IMAGE/SIZE in bytes (it is MiB in the dump); raises UsageError unless there is one."""
         size = self.image.size
-        if size is None or size <= 0:
-            raise UsageError(f"IMAGE/SIZE is '{self.image.text('SIZE')}' in the dump, expected a number of MiB")
+        if size is None or not 0 < size < 1 << 43:  # a file has at most 8 EiB
+            raise UsageError(f"IMAGE/SIZE is '{self.image.text('SIZE')[:40]}' in the dump, expected a number of MiB")
         return size * MIB
 
     def _umask(self) -> int:

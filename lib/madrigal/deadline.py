@@ -14,7 +14,7 @@ def _seconds(variable: str, default: float) -> float:
         value = float(text) if text else default
     except ValueError:
         value = 0
-    if value <= 0:
+    if not 0 < value < 1e9:  # "nan" and "inf" are numbers to float()
         raise ConfigError(f"{variable}='{text}' is not a number of seconds")
     return value
 

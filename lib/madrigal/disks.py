@@ -20,11 +20,12 @@ BESIDE = (".snap", ".iso")
 
 def link(image: Location, disk: Location, relative: bool, monitor: str | None = None) -> None:
     """Make DISK a symbolic link to IMAGE on the same machine; RELATIVE where machines see them at different paths."""
-    target = os.path.relpath(image.checked().path, disk.dir) if relative else image.path
+    path = image.checked().path
+    target = os.path.relpath(path, disk.dir) if relative else path
     with Host(disk.host).session() as session:
-        if not session.call("exists", path=image.path):
+        if not session.call("exists", path=path):
             raise NotFound(f"{image} does not exist: is its datastore mounted there?")
-        session.call("hold", path=disk.dir, make=True)
+        session.call("hold", path=disk.dir, make="all")
         session.call("link", target=target, path=disk.path)
         if monitor is not None:
             session.call("mark", path=f"{os.path.dirname(disk.dir)}/.monitor", text=monitor)
@@ -34,7 +35,7 @@ def link(image: Location, disk: Location, relative: bool, monitor: str | None = 
 def make(disk: Location, format: str, size: int, fs: str, fs_options: Sequence[str] = ()) -> None:
     """Make DISK an empty image of SIZE bytes, with the file system FS (or `swap`) in it."""
     with Host(disk.host).session() as session:
-        session.call("hold", path=disk.dir, make=True)
+        session.call("hold", path=disk.dir, make="all")
         session.call("make", path=disk.path, format=format, size=size, fs=fs, fs_options=list(fs_options))
     log(f"made {disk}, {size >> 20} MiB{' with ' + fs if fs else ''}")
 

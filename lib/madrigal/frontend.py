@@ -83,14 +83,15 @@ def _post(endpoint: str, body: bytes) -> bytes:
     scheme, _, rest = endpoint.partition("://")
     authority, _, path = rest.partition("/")
     host, _, port = authority.rpartition(":") if authority[-1:].isdigit() and ":" in authority else (authority, "", "")
-    if scheme not in ("http", "https") or not host or "@" in host:
+    number = int(port) if port else 443 if scheme == "https" else 80
+    if scheme not in ("http", "https") or not host or "@" in host or number > 65535:
         raise ConfigError(f"ONE_XMLRPC is '{endpoint}', expected http://host:port/path")
     head = (
         f"POST /{path} HTTP/1.0\r\nHost: {authority}\r\nContent-Type: text/xml\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     try:
-        address = (host.strip("[]"), int(port) if port else 443 if scheme == "https" else 80)
+        address = (host.strip("[]"), number)
         with socket.create_connection(address, timeout=deadline.control()) as connection:
             if scheme == "https":
                 import ssl

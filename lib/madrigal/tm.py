@@ -18,6 +18,7 @@ from madrigal import action as action_layer
 from madrigal import messages, running
 from madrigal.errors import ConfigError, NotFound, NotSupported, UsageError
 from madrigal.location import Location
+from madrigal.onhost import filesystem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["VM", "Location", "action"]
 
 MIB = 1 << 20
+MOST = (1 << 43) - 1  # MiB: a file has at most 8 EiB
 
 # Action: its arguments, then how many 3.4 gives (with and without the `size` its documentation shows); today's form
 # has VMID and DSID after them.  The words are the names of a recipe's parameters, as is `vm`.
@@ -108,6 +110,16 @@ class VM:
         if self.info().lcm_state == 26:
             raise NotSupported("saving a disk of a running VM is not supported by this driver yet: power it off first")
 
+    def empty_disk(self, format: str, disk: Location) -> tuple[str, str]:
+        """(format of the image, file system or `swap` to make in it) of a volatile disk that is asked for as FORMAT."""
+        known = ("raw", "qcow2", "swap") if self.is_current else ("raw", *filesystem.KNOWN)
+        if format not in known:
+            raise UsageError(f"'{format}' is not a format for an empty disk; known are {', '.join(known)}")
+        if format == "swap" or not self.is_current:
+            return "raw", "" if format == "raw" else format
+        described = self.disk(disk)
+        return format, described.fs if described else ""
+
     def is_qcow2(self, disk: Location) -> bool:
         """Whether the front-end says that the disk is qcow2 (nobody asks the disk: a guest writes it)."""
         known = self.disk(disk)
@@ -131,8 +143,10 @@ class VM:
 
 
 def action(recipe: Callable[..., None]) -> Callable[[], NoReturn]:
-    """Make the executable's main function of RECIPE, which is named as its action."""
-    return lambda: run(recipe.__name__, recipe)
+    """Make the executable's main function of RECIPE, which is named as its action or one with the same arguments."""
+    called = messages.name().partition(".")[0]
+    same = called in ACTIONS and ACTIONS[called] == ACTIONS[recipe.__name__]
+    return lambda: run(called if same else recipe.__name__, recipe)
 
 
 def run(name: str, recipe: Callable[..., None]) -> NoReturn:
@@ -209,8 +223,8 @@ def _number(text: str, what: str, least: int = 0) -> int:
         number = int(text)
     except ValueError:
         number = least - 1
-    if number < least or not text.lstrip("-").isdigit():
-        raise UsageError(f"{what} is '{text[:40]}', expected a whole number from {least}")
+    if not least <= number <= MOST or not text.lstrip("-").isdigit():
+        raise UsageError(f"{what} is '{text[:40]}', expected a whole number from {least} to {MOST}")
     return number
 
 
@@ -219,8 +233,8 @@ def _check(word: str, place: Location, vm: VM) -> None:
     if word == "image":
         return
     if word == "disk":
-        if place.disk_id is None and place.name not in ("kernel", "initrd"):
-            raise UsageError(f"'{place}' is not a disk, expected HOST:.../disk.N")
+        if (place.disk_id is None and place.name not in ("kernel", "initrd")) or place.path.count("/") < 3:
+            raise UsageError(f"'{place}' is not a disk, expected HOST:DATASTORE/VM/disk.N")
     elif place.disk_id is None and (not place.name.isdigit() or (vm.id is not None and int(place.name) != vm.id)):
         of = f" of VM {vm.id}" if vm.id is not None else ""
         raise UsageError(f"'{place}' is neither a disk nor a VM directory{of}, whose last part is the VM's id")

@@ -3,7 +3,7 @@
 import errno
 import os
 
-from madrigal.errors import InUse, NotSupported
+from madrigal.errors import InUse, NotFound, NotSupported
 from madrigal.onhost import part
 from madrigal.onhost.lock import Lock, lock_path
 from madrigal.onhost.part import Part
@@ -32,23 +32,28 @@ class Session:
 
     # -- who may change what ---------------------------------------------------------------------------------
 
-    def hold(self, path: str, make: bool = False) -> None:
-        """Lock the VM directory or image at PATH, which need not exist; MAKE creates the directory PATH.
+    def hold(self, path: str, make: str = "") -> None:
+        """Lock the VM directory or image at PATH, which need not exist.  Held already is fine.
 
-        Held already is fine.
+        MAKE: "parents" creates the directories above it that are missing, "all" the directory PATH too;
+        otherwise NotFound is raised if there are none above.
         """
         if any(os.path.realpath(lock.file) == os.path.realpath(lock_path(path)) for lock in self._locks):
             return
-        lock = Lock(path)
+        parent, lock = os.path.dirname(path), Lock(path)
         while True:
-            self._make_dirs(os.path.dirname(path))
+            if make:
+                self._make_dirs(parent)
+            elif not os.path.isdir(parent):
+                raise NotFound("{} does not exist".format(parent))
             try:
                 lock.acquire(self._timeouts["lock"], waiting=self._waiting)
                 break
             except FileNotFoundError:
                 continue  # whoever made the directory has just failed and taken it back
         self._locks.append(lock)
-        if make:
+        self._undo.push(lock.release)  # after what is made under it, before the directory it lies in
+        if make == "all":
             self._make_dirs(path)
 
     def done(self) -> None:
@@ -281,11 +286,11 @@ class Session:
 
         Returns whether it was there.  Its parts go too, and nobody who waits for WITHIN makes it again.
         """
-        parent = os.path.dirname(within)
-        if not os.path.isdir(parent):
-            return False
         lock = Lock(within)
-        lock.acquire(self._timeouts["lock"], taking_over=True, waiting=self._waiting)
+        try:
+            lock.acquire(self._timeouts["lock"], taking_over=True, waiting=self._waiting)
+        except FileNotFoundError:
+            return False  # there is no directory to lock it in, or whoever made that took it back when we ended him
         there = False
         try:
             if os.path.isdir(os.path.dirname(path)):

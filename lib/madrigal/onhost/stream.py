@@ -163,6 +163,8 @@ class Receiver:
 
     def _open(self, about: "Dict[str, Any]") -> None:
         path = about["path"]
+        if self._fd >= 0 or (not path and self.part):
+            raise BadImage("the stream has '{}' before the file or directory before it was complete".format(path))
         if not path:
             self.about = about
             self._check_space(about["allocated"])
@@ -200,6 +202,8 @@ class Receiver:
             )
 
     def _complete(self, crc: int) -> None:
+        if self._fd < 0:
+            raise BadImage("the stream has the end of a file where there is none")
         if crc != self._crc:
             raise DigestMismatch("the data of '{}' was damaged on its way".format(self._file["path"] or self._new[2]))
         os.ftruncate(self._fd, self._file["size"])

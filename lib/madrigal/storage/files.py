@@ -66,7 +66,7 @@ class Store:
         from madrigal.source import schemes, stream
 
         digests = stream.check_digests(digests)
-        self._session.call("hold", path=path)
+        self._session.call("hold", path=path, make="parents")
         if os.path.lexists(path):
             log(f"{url} was imported as {path} before")
             return self._look(path, is_disk)
@@ -93,7 +93,7 @@ class Store:
 
     def make(self, path: str, format: str, size: int, fs: str, fs_options: list[str]) -> None:
         """Make PATH an empty image of SIZE bytes with the file system FS (or `swap`) in it."""
-        self._session.call("hold", path=path)
+        self._session.call("hold", path=path, make="parents")
         if not os.path.lexists(path):
             self._session.call("make", path=path, format=format, size=size, fs=fs, fs_options=fs_options)
         log(f"made {path}")
@@ -102,7 +102,7 @@ class Store:
         """Make PATH a copy of the image ORIGINAL, which is of FORMAT, converted to DRIVER if that is another."""
         from madrigal.onhost import copy
 
-        self._session.call("hold", path=path)
+        self._session.call("hold", path=path, make="parents")
         if not os.path.lexists(path):
             try:
                 fd = os.open(original, os.O_RDONLY | os.O_CLOEXEC)

@@ -42,7 +42,7 @@ def copy(source: Location, disk: Location, size: Size | None = None, monitor: st
 
         with downloaded(source.path) as fd:
             return copy_open(fd, disk, size)
-    _copy(source.checked(), disk, {"path": disk.dir, "make": True}, list(size) if size else None, monitor)
+    _copy(source.checked(), disk, {"path": disk.dir, "make": "all"}, list(size) if size else None, monitor)
 
 
 def save(disk: Location, image: Location, whole: bool) -> None:
@@ -85,7 +85,7 @@ def copy_open(fd: int, disk: Location, size: Size | None = None, second_name: st
     allocated = os.fstat(fd).st_blocks * 512
     about = {"path": "", "type": "file", "mode": 0o600, "allocated": allocated, "owner": [0, 0]}
     with Host(disk.host).session(allocated >= BULK) as session:
-        session.call("hold", path=disk.dir, make=True)
+        session.call("hold", path=disk.dir, make="all")
         session.receive(stream.give_open(fd, about), path=disk.path, grow=list(size) if size else None)
         if second_name:
             session.call("link", target=disk.name, path=f"{disk.dir}/{second_name}")
@@ -104,24 +104,24 @@ def move(source: Location, target: Location, monitor: str | None = None) -> None
         if source.path == target.path:
             return
         with host.session() as session:
-            session.call("hold", path=source.path)
             if not _is_there(session, session, source, target):
                 return
-            session.call("hold", path=target.path)
+            session.call("hold", path=source.path)
+            session.call("hold", path=target.path, make="parents")
             way: str | None = session.call("move", source=source.path, path=target.path)["way"]
             _mark(session, target.path, monitor)
     else:
 
         def look(given: AnySession, session: AnySession) -> int | None:
-            given.call("hold", path=source.path)
             if not _is_there(given, session, source, target):
                 return None
+            given.call("hold", path=source.path)
             seen = _seen(given, session, source, [target.path, source.path])
             if seen == target.path:
                 log(f"{source} and {target} are one place, nothing to move")
                 return None
             if seen == source.path:
-                session.call("hold", path=target.path)
+                session.call("hold", path=target.path, make="parents")
                 way = session.call("move", source=source.path, path=target.path)["way"]
                 log(f"moved {source} to {target} ({way}, on storage that both machines share)")
                 return None
@@ -129,7 +129,7 @@ def move(source: Location, target: Location, monitor: str | None = None) -> None
 
         def work(given: AnySession, session: AnySession) -> str:
             given.call("hold", path=source.path)
-            session.call("hold", path=target.path)
+            session.call("hold", path=target.path, make="parents")
             way = _streamed(session.receive(given.send(source.path), path=target.path, keep_mode=True))
             _mark(session, target.path, monitor)
             session.done()  # before the source goes: from here on TARGET is what counts, whatever happens to us
@@ -195,16 +195,16 @@ def bring_back(disk: Location, image: Location) -> None:
 
 
 def _is_back(given: AnySession, session: AnySession, disk: Location, image: Location) -> bool:
+    if not given.call("exists", path=disk.dir) and session.call("exists", path=image.path):
+        # The last line of a shutdown removes the VM directory; then the whole script may be run again.
+        log(f"{disk.dir} is gone; {disk} must have been moved to {image} before", "WARN")
+        return True
     given.call("hold", path=disk.dir)
     if given.call("leads_to", path=disk.path, target=image.path):
         return True
-    if given.call("exists", path=disk.path):
-        return False
-    # The last line of a shutdown removes the VM directory; then the whole script may be run again.
-    if given.call("exists", path=disk.dir) or not session.call("exists", path=image.path):
+    if not given.call("exists", path=disk.path):
         raise NotFound(f"{disk} does not exist, and nothing says that it was moved to {image}")
-    log(f"{disk.dir} is gone; {disk} must have been moved to {image} before", "WARN")
-    return True
+    return False
 
 
 def _mark(session: AnySession, vm_dir: str, monitor: str | None) -> None:
