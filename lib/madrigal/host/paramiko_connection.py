@@ -73,7 +73,7 @@ def explain(name: str, error: Exception) -> MadrigalError:
     elif isinstance(error, paramiko.ChannelException):
         said = error.text
     else:
-        said = str(error) or type(error).__name__
+        said = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
     return failure(name, 255, said.encode())
 
 
