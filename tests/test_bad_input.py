@@ -9,7 +9,7 @@ import base64
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -97,7 +97,7 @@ BASE_PATHS = ["", "relative", "/", "/x/../y", ".."]
 SIZES = ["", "0", "-1", "x", "1.5", "9" * 30]
 REGTIMES = [None, "x", "1.5"]
 DIGESTS = ["x", "0" * 31, "0" * 33, "g" * 32, "; id"]
-DS: dict[tuple[str, str], list[object]] = {
+DS: dict[tuple[str, str], Sequence[object]] = {
     ("cp", "IMAGE/PATH"): PATHS,
     ("cp", "IMAGE/REGTIME"): REGTIMES,
     ("cp", "BASE_PATH"): BASE_PATHS,
