@@ -125,7 +125,7 @@ class Options:
         if self._files is None:
             self._files = configuration(f"{self._kind}/{self._kind}.conf")
             self._files.update(configuration(f"{self._kind}/{self._mad}/{self._mad}.conf"))
-        return self._files.get(name) or defaults.OPTIONS.get(f"{self._kind}/{self._mad}", {}).get(name, "")
+        return self._files.get(name) or defaults.OPTIONS[self._kind].get(name, "")
 
     def yes(self, name: str) -> bool:
         """Whether NAME is yes; raises ConfigError unless it is `yes`, `no` or empty, in any case."""

@@ -12,6 +12,7 @@ import click
 
 from madrigal import __version__
 from madrigal.cli.datastore import datastore
+from madrigal.cli.driver import driver
 from madrigal.cli.host import host
 from madrigal.cli.image import image
 from madrigal.cli.settings import Settings
@@ -61,7 +62,7 @@ def root(settings: Settings, **options: str | bool) -> None:
     vars(settings).update({name: value for name, value in options.items() if value})
 
 
-for group in (host, datastore, image, vm):
+for group in (host, datastore, image, vm, driver):
     root.add_command(group)
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from madrigal import drivers
 from madrigal.embedded.records import DATASTORE_TYPES, VM, Datastore, Image, name, text
 from madrigal.errors import InUse, MadrigalError, UsageError
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 _SSH_SYSTEM = {"TM_MAD_SYSTEM": "ssh", "LN_TARGET_SSH": "SYSTEM", "CLONE_TARGET_SSH": "SYSTEM"}
 
-# What TM_MAD_CONF of a stock oned.conf says: LN_TARGET, CLONE_TARGET, ALLOW_ORPHANS, and the rest.
+# For drivers without a driver.toml, which are stock ones: what TM_MAD_CONF of a stock oned.conf says.
+# LN_TARGET, CLONE_TARGET, ALLOW_ORPHANS, and the rest.
 _TM_CONF: dict[str, tuple[str, str, str, Mapping[str, str]]] = {
     "dummy": ("NONE", "SYSTEM", "NO", {}),
     "shared": ("NONE", "SYSTEM", "FORMAT", _SSH_SYSTEM),
@@ -90,8 +92,13 @@ class Datastores:
 
     def _defaults(self, type: str, tm_mad: str) -> dict[str, str]:
         link, clone, orphans, rest = _TM_CONF.get(tm_mad, ("NONE", "SYSTEM", "NO", {}))
+        is_shared = tm_mad not in _NOT_SHARED
+        driver = drivers.read(self._front_end.tree, "tm", tm_mad)
+        if driver:
+            link, clone, orphans, rest = driver.ln_target, driver.clone_target, "NO", {}
+            is_shared = driver.shared
         if type == "system":
-            shared = "NO" if tm_mad in _NOT_SHARED else "YES"
+            shared = "YES" if is_shared else "NO"
             return {"ALLOW_ORPHANS": orphans, "DISK_TYPE": "FILE", "DS_MIGRATE": "YES", "SHARED": shared}
         return {"CLONE_TARGET": clone, "DISK_TYPE": "FILE", "LN_TARGET": link, "ALLOW_ORPHANS": orphans, **rest}
 

@@ -1,0 +1,152 @@
+"""driver.toml: what may stand in it, and what is made of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import PATH, TREE
+
+from madrigal import config, drivers
+from madrigal.drivers import generate
+from madrigal.errors import ConfigError, NotFound, UsageError
+
+ALL = drivers.load(str(TREE))
+
+
+def test_generated_files_are_up_to_date() -> None:
+    assert not generate.outdated(str(TREE)), "make generated"
+
+
+def test_every_driver_has_a_file() -> None:
+    found = {f"{kind}/{path.name}" for kind in drivers.KINDS for path in (TREE / kind).iterdir() if path.is_dir()}
+    assert found == {driver.path for driver in ALL} | {"tm/common"}
+
+
+@pytest.mark.parametrize("driver", ALL, ids=lambda driver: driver.path)
+def test_every_option_is_read_somewhere(driver: drivers.Driver) -> None:
+    for option in driver.options:
+        name = option.name.partition("<")[0]
+        sources = [path for path in (TREE / "lib/madrigal").rglob("*.py") if path.name != "defaults.py"]
+        assert any(name in path.read_text() for path in sources), f"nothing reads {option.name}"
+
+
+def test_configuration_files_can_be_read_and_change_nothing(tmp_path: Path) -> None:
+    for path, text in generate.configuration(ALL).items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+        assert config.read_shell(str(tmp_path / path)) == {}
+        # without the comment signs before them they are the defaults
+        (tmp_path / path).write_text(re.sub(r"^#(?=[A-Z]\w*=)", "", text, flags=re.MULTILINE))
+        values = config.read_shell(str(tmp_path / path))
+        assert values
+        options = {option.name: option.default for driver in ALL for option in driver.options}
+        assert values == {name: options[name] for name in values}
+
+
+def test_lines_for_oned_conf() -> None:
+    text = generate.oned_conf(ALL)
+    assert len(re.findall(r"^(TM|DS)_MAD_CONF = \[$", text, re.MULTILINE)) == len(ALL)
+    ssh = text[text.index('NAME = "ssh"') :]
+    assert 'LN_TARGET = "SYSTEM"' in ssh and 'SHARED = "NO"' in ssh
+    assert "dummy,shared,ssh" in text
+
+
+def test_sudoers_is_one_that_visudo_takes(tmp_path: Path) -> None:
+    lvm = drivers.Driver("tm", "x-lvm", (), "", (), ("/sbin/lvs -o a,b --config x=1", "/sbin/lvcreate"), {}, {}, (), {})
+    text = generate.sudoers([*ALL, lvm])
+    assert "Cmnd_Alias MADRIGAL_TM_X_LVM = /sbin/lvs -o a\\,b --config x\\=1, /sbin/lvcreate" in text
+    visudo = shutil.which("visudo", path=f"{PATH}:/usr/sbin")
+    if visudo:
+        (tmp_path / "sudoers").write_text(text)
+        (tmp_path / "sudoers").chmod(0o440)
+        done = subprocess.run([visudo, "-cf", tmp_path / "sudoers"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_find() -> None:
+    assert drivers.find(ALL, "tm/ssh") == drivers.find(ALL, "ssh")
+    with pytest.raises(UsageError, match="datastore/dummy and tm/dummy"):
+        drivers.find(ALL, "dummy")
+    with pytest.raises(NotFound, match="there is no driver 'ceph'"):
+        drivers.find(ALL, "ceph")
+
+
+GOOD = """description = "x"
+formats = ["raw"]
+sudo = []
+[options.ONE]
+type = "yes/no"
+default = "yes"
+help = "x"
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for kind in drivers.KINDS:
+        (tmp_path / kind).mkdir()
+    (tmp_path / "datastore" / "mine").mkdir()
+    return tmp_path
+
+
+def test_driver_of_ones_own(tree: Path) -> None:
+    for name, mode in (("cp", 0o755), ("README", 0o644)):
+        (tree / "datastore/mine" / name).write_text("")
+        (tree / "datastore/mine" / name).chmod(mode)
+    (tree / "datastore/mine/driver.toml").write_text(GOOD)
+    (driver,) = drivers.load(str(tree))
+    assert (driver.path, driver.actions, driver.formats) == ("datastore/mine", ("cp",), ("raw",))
+    assert driver.options[0].default == "yes"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("description", "descripton", "'descripton' is not known"),
+        ('description = "x"\n', "", "description is missing"),
+        ('"x"\nformats', "7\nformats", "description must be of the type str"),
+        ("[options.ONE]", "[options.one]", "a table with a name such as"),
+        ('"yes/no"', '"maybe"', "type is 'maybe', expected one of"),
+        ('default = "yes"', 'default = "always"', "is not of the type yes/no"),
+        ('["raw"]', "[7]", "formats is a list of texts"),
+        ("sudo = []", 'sudo = ["lvs"]', "expected the absolute path"),
+        ("sudo = []", "sudo = [", "is not TOML"),
+    ],
+)
+def test_bad_driver_toml(old: str, new: str, said: str, tree: Path) -> None:
+    text = GOOD.replace(old, new)
+    assert text != GOOD
+    (tree / "datastore/mine/driver.toml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        drivers.load(str(tree))
+    assert str(tree) in str(caught.value)
+
+
+def madrigal(*arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = ["/usr/bin/python3", "-m", "madrigal", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(TREE / "lib")}
+    return subprocess.run(argv, capture_output=True, text=True, env=env)
+
+
+def test_command() -> None:
+    assert madrigal("driver", "oned-conf", "tm/ssh").stdout == generate.oned_conf([drivers.find(ALL, "tm/ssh")])
+    assert madrigal("driver", "sudoers").stdout == generate.sudoers(ALL)
+    shown = madrigal("driver", "show", "ssh").stdout
+    assert re.search(r"^clone_target +SYSTEM$", shown, re.MULTILINE)
+    failed = madrigal("driver", "show", "dummy")
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr == "madrigal: 'dummy' is datastore/dummy and tm/dummy: say which\n"
+
+
+def test_defaults_must_agree(tree: Path) -> None:
+    """Actions know them by kind, because a driver may have another name in a front-end's tree."""
+    (tree / "datastore/other").mkdir()
+    for name, default in (("mine", "yes"), ("other", "no")):
+        (tree / "datastore" / name / "driver.toml").write_text(GOOD.replace('"yes"\nhelp', f'"{default}"\nhelp'))
+    with pytest.raises(ConfigError, match="^ONE: `default` must be the same"):
+        drivers.load(str(tree))
