@@ -19,9 +19,10 @@ def change(needed: str) -> None:
     script = getattr(sys.modules.get("__main__"), "__file__", None) or ""
     if os.path.basename(os.path.dirname(os.path.dirname(os.path.abspath(script)))) not in ("tm", "datastore"):
         raise ImportError("madrigal needs {}; this is {}".format(needed, sys.executable))
-    tried = os.environ.get("MADRIGAL_TRIED", "").split(":") + [os.path.realpath(sys.executable)]
+    # by name, because a virtual environment's is a link to one that sees other packages
+    tried = os.environ.get("MADRIGAL_TRIED", "").split(":") + [sys.executable]
     for candidate in [os.environ.get("MADRIGAL_PYTHON", "")] + _CANDIDATES:
-        if os.access(candidate, os.X_OK) and os.path.realpath(candidate) not in tried:
+        if os.access(candidate, os.X_OK) and candidate not in tried:
             os.environ["MADRIGAL_TRIED"] = ":".join(tried)
             os.execv(candidate, [candidate, script] + sys.argv[1:])
     text = "this driver needs {}: install it (Debian: python3-lxml), or name a fit Python in MADRIGAL_PYTHON\n"
