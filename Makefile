@@ -1,0 +1,37 @@
+# make demo       one VM's whole life on two real SSH hosts, run by the driver executables
+# make test       every test: units, actions, real hosts, bats, linters, types
+# make lint       linters and types alone
+# make bench      what an action costs with nothing to move; STOCK=DIR beside the drivers of another remotes tree
+# make generated  renew what comes from the driver.toml files
+#
+# System packages that are missing are installed (as root) or named.  TESTS=... runs a part: make test TESTS=tests/bats
+
+PYTHON := /usr/bin/python3
+VENV := .venv
+TESTS :=
+
+demo:
+	@tests/packages demo
+	@$(PYTHON) tests/demo
+
+test: $(VENV)/ready
+	$(VENV)/bin/python -m pytest -q $(TESTS)
+
+lint: $(VENV)/ready
+	$(VENV)/bin/python -m pytest -q tests/test_linters.py
+
+bench:
+	@tests/packages demo
+	@$(PYTHON) benchmarks/run $(if $(STOCK),--stock $(STOCK))
+
+generated:
+	@PYTHONPATH=lib $(PYTHON) -m madrigal.drivers --write
+
+# Debian has most of it; linters and stubs come from pip.  Without them their tests are skipped, and say so.
+$(VENV)/ready: tests/requirements.txt tests/packages
+	@tests/packages test
+	@$(PYTHON) -m venv --clear --system-site-packages $(VENV)
+	@if $(VENV)/bin/python -m pip install -q --disable-pip-version-check -r tests/requirements.txt; then touch $@; \
+	else echo "ruff, mypy and stubs cannot be had from pip: what needs them will be skipped"; fi
+
+.PHONY: demo test lint bench generated
