@@ -148,5 +148,5 @@ def test_defaults_must_agree(tree: Path) -> None:
     (tree / "datastore/other").mkdir()
     for name, default in (("mine", "yes"), ("other", "no")):
         (tree / "datastore" / name / "driver.toml").write_text(GOOD.replace('"yes"\nhelp', f'"{default}"\nhelp'))
-    with pytest.raises(ConfigError, match="^ONE: `default` must be the same"):
+    with pytest.raises(ConfigError, match=r"^ONE: `default` must be the same"):
         drivers.load(str(tree))

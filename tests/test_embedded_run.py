@@ -185,7 +185,13 @@ def test_an_interrupted_command_ends_its_driver(tmp_path: Path, number: int) -> 
         front_end.vms.create("vm", [])
         front_end.vms.deploy("vm", "host01")
     command = [sys.executable, "-m", "madrigal", "--state", state, "--tree", str(tree.path), "vm", "shutdown", "vm"]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(LIB)}, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(LIB)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background has it ignored
+    )
     deadline = time.monotonic() + 20
     while not tree.calls("delete"):
         assert time.monotonic() < deadline

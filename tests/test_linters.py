@@ -25,9 +25,7 @@ def sources(tree: Path) -> tuple[list[str], list[str]]:
     """(Python files, shell files) of TREE by ending or shebang, links left out."""
     python, shell = [], []
     for base, names, files in os.walk(tree):
-        names[:] = [
-            n for n in names if n not in SKIPPED and not n.endswith((".egg-info", "_cache")) and n != ".hypothesis"
-        ]
+        names[:] = [n for n in names if n not in SKIPPED and not n.endswith((".egg-info", "_cache"))]
         for path in (f"{base}/{name}" for name in sorted(files)):
             if os.path.islink(path):
                 continue

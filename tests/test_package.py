@@ -85,7 +85,7 @@ def test_tree_of_remotes_copied(tmp_path: Path) -> None:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what is in this checkout, so that nothing is built in it."""
     copy = tmp_path_factory.mktemp("checkout") / "madrigal"
-    ignored = shutil.ignore_patterns(".git", ".venv", "*cache*", "build", "dist", "*.egg-info", ".hypothesis")
+    ignored = shutil.ignore_patterns(".git", ".venv", "*cache*", "build", "dist", "*.egg-info")
     shutil.copytree(TREE, copy, symlinks=True, ignore=ignored)
     return copy
 
@@ -219,8 +219,7 @@ def test_no_python_that_fits(tmp_path: Path) -> None:
 
 def test_options_of_a_driver_under_another_name(tmp_path: Path) -> None:
     """Its defaults stay; its file is that of its name here."""
-    for name in ("renamed", "linked"):
-        (tmp_path / "remotes/datastore").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "remotes/datastore").mkdir(parents=True)
     (tmp_path / "remotes/lib").symlink_to(TREE / "lib")
     shutil.copytree(TREE / "datastore/fs", tmp_path / "remotes/datastore/renamed")
     (tmp_path / "remotes/datastore/linked").symlink_to(TREE / "datastore/fs")

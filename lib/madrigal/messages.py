@@ -14,6 +14,10 @@ import sys
 marks = False
 
 
+# What front-ends read as no message, a log line, a status or the end of the message.
+_MISREAD = ("-", "ERROR:", "INFO:", "WARN:", "DEBUG:", "ExitCode:", "ERROR MESSAGE ")
+
+
 def name() -> str:
     """The name of the running action as log lines show it."""
     return os.path.basename(sys.argv[0] or "madrigal")
@@ -54,8 +58,8 @@ def error_message(text: str) -> None:
     TEXT becomes exactly one line: a front-end of today glues lines together without a blank.
     """
     line = " ".join(str(text).split()) or "failed without a reason"
-    if line.startswith("-"):
-        line = f"{name()}: {line}"  # oned reads a leading "-" as "no message"
+    if line.startswith(_MISREAD):
+        line = f"{name()}: {line}"
     if marks:
         _write(f"ERROR MESSAGE --8<------\n{line}\nERROR MESSAGE ------>8--\n")
     else:
