@@ -177,7 +177,7 @@ def test_noise_of_a_login_shell_is_survived(odd: Hosts, env: dict[str, str], dat
 @pytest.mark.parametrize("name", ["bare", "ancient"])
 def test_host_without_a_fit_python(odd: Hosts, env: dict[str, str], name: str) -> None:
     with pytest.raises(MissingProgram, match=f"{name} has no python3.*3.6.*install it"):
-        Host(name).session()
+        Host(name).session().call("exists", path="/")
     assert Host(name).run(["env", "cat"], 30, input=b"works").stdout == b"works"
     done = delete(f"{name}:{odd.datastores}/0/1", env)
     assert done.status == 23
@@ -246,7 +246,7 @@ def test_host_that_accepts_and_never_answers(
         with pytest.raises(HostUnreachable, match="hung"):
             Host("hung").run(["true"], 60)
         with pytest.raises(HostUnreachable, match="hung"):
-            Host("hung").session(bulk=True)
+            Host("hung").session(bulk=True).call("exists", path="/")
         assert time.monotonic() - began < 20
         stop.set()
         thread.join()
@@ -263,7 +263,7 @@ def test_host_that_is_stopped_while_connected(hosts: Hosts, near: Host, monkeypa
         with pytest.raises((DeadlineExceeded, HostUnreachable), match="host01"):
             near.run(["true"], 1)
         with pytest.raises(HostUnreachable, match="host01"):
-            near.session()
+            near.session().call("exists", path="/")
         assert time.monotonic() - began < 20
     finally:
         for pid in stopped:
@@ -296,7 +296,7 @@ def refused() -> str:
     with pytest.raises(HostKeyRefused) as caught:
         Host("host01").run(["true"], 30)
     with pytest.raises(HostKeyRefused):
-        Host("host01").session(bulk=True)
+        Host("host01").session(bulk=True).call("exists", path="/")
     return str(caught.value)
 
 
@@ -423,6 +423,7 @@ def sessions_of_sshd(hosts: Hosts, name: str) -> list[int]:
 
 def test_connection_that_is_killed_on_the_host(hosts: Hosts, near: Host) -> None:
     session = near.session()
+    session.call("exists", path="/")
     for pid in sessions_of_sshd(hosts, "host01"):
         if os.path.exists(f"/proc/{pid}") and pid not in hosts.workers("host01"):
             with contextlib.suppress(ProcessLookupError):  # a child of one before
@@ -457,6 +458,7 @@ def master(hosts: Hosts) -> int:
 def test_shared_connection_that_is_killed_in_use(hosts: Hosts, cold: dict[str, str]) -> None:
     host = Host("host01")
     session = host.session()
+    session.call("exists", path="/")
     os.kill(master(hosts), signal.SIGKILL)
     with pytest.raises(HostUnreachable, match="host01"):
         session.call("exists", path="/")

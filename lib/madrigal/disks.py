@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from madrigal.config import Options
-from madrigal.errors import ConfigError, NotFound
+from madrigal.errors import ConfigError
 from madrigal.host import Host
 from madrigal.location import Location
 from madrigal.messages import log
@@ -23,20 +23,19 @@ def link(image: Location, disk: Location, relative: bool, monitor: str | None = 
     path = image.checked().path
     target = os.path.relpath(path, disk.dir) if relative else path
     with Host(disk.host).session() as session:
-        if not session.call("exists", path=path):
-            raise NotFound(f"{image} does not exist: is its datastore mounted there?")
-        session.call("hold", path=disk.dir, make="all")
-        session.call("link", target=target, path=disk.path)
+        session.tell("need", path=path, message=f"{image} does not exist: is its datastore mounted there?")
+        session.tell("hold", path=disk.dir, make="all")
+        session.tell("link", target=target, path=disk.path)
         if monitor is not None:
-            session.call("mark", path=f"{os.path.dirname(disk.dir)}/.monitor", text=monitor)
+            session.tell("mark", path=f"{os.path.dirname(disk.dir)}/.monitor", text=monitor)
     log(f"linked {disk} to {target}")
 
 
 def make(disk: Location, format: str, size: int, fs: str, fs_options: Sequence[str] = ()) -> None:
     """Make DISK an empty image of SIZE bytes, with the file system FS (or `swap`) in it."""
     with Host(disk.host).session() as session:
-        session.call("hold", path=disk.dir, make="all")
-        session.call("make", path=disk.path, format=format, size=size, fs=fs, fs_options=list(fs_options))
+        session.tell("hold", path=disk.dir, make="all")
+        session.tell("make", path=disk.path, format=format, size=size, fs=fs, fs_options=list(fs_options))
     log(f"made {disk}, {size >> 20} MiB{' with ' + fs if fs else ''}")
 
 

@@ -78,7 +78,7 @@ class Host:
         """Change its files (onhost/session.py has the requests).  BULK: over a connection of its own.
 
             with host.session() as session:
-                session.call("hold", path="/ds/0/17", make=True)
+                session.tell("hold", path="/ds/0/17", make="all")
                 session.receive(frames, path="/ds/0/17/disk.0")
 
         Leaving the block well keeps what was made; an exception takes it back, also on the host.

@@ -25,6 +25,7 @@ class LocalSession:
 
     def __init__(self) -> None:
         self._session = Session(timeouts())
+        self._results: list[Any] = []
 
     def call(self, method: str, **arguments: Any) -> Any:
         """What Session.METHOD returns; raises MadrigalError."""
@@ -33,14 +34,19 @@ class LocalSession:
         except OSError as error:
             raise explain(error) from None
 
+    def tell(self, method: str, **arguments: Any) -> None:
+        """The same, and what it returns comes with done()."""
+        self._results.append(self.call(method, **arguments))
+
     def send(self, path: str) -> Iterator[Frame]:
         try:
             yield from self._session.send(path)
         except OSError as error:
             raise explain(error) from None
 
-    def receive(self, frames: Iterator[Frame], **arguments: Any) -> Any:
-        return self.call("receive", frames=frames, **arguments)
+    def receive(self, frames: Iterator[Frame], **arguments: Any) -> int:
+        count: int = self.call("receive", frames=frames, **arguments)
+        return count
 
     def part(self, path: str, tag: str, beside: Part | None = None) -> Part:
         """A file that is to become PATH, which this session holds."""
@@ -50,9 +56,11 @@ class LocalSession:
         """Give PART its name, with permissions as the umask has it."""
         self.call("publish", made=part)
 
-    def done(self) -> None:
-        """Keep what was made, and let others at it."""
+    def done(self) -> list[Any]:
+        """Keep what was made, and let others at it; returns what was told."""
         self._session.done()
+        results, self._results = self._results, []
+        return results
 
     def fail(self) -> None:
         for left in self._session.fail():

@@ -70,44 +70,73 @@ def program() -> bytes:
 
 
 class RemoteSession:
-    """The files of another host, changed by a worker there (onhost/worker.py) that lives as long as the session."""
+    """The files of another host, changed by a worker there (onhost/worker.py) that lives as long as the session.
+
+    Requests are sent without waiting for the worker, or for the answer to one that was only told: a host may be far.
+    """
 
     def __init__(self, host: Host, bulk: bool) -> None:
-        self.host = host
+        self.host, self._bulk = host, bulk
         self._stall = deadline.stall()
-        self._channel: Channel | None = self._start(bulk)
+        self._first = program()
+        """What was sent before the worker was seen to have started, for another try."""
+        self._is_ready = False
+        self._owed = 0
+        """Answers that have not been read."""
+        self._channel: Channel | None = self._start()
 
-    def _start(self, bulk: bool) -> Channel:
-        text, attempt = program(), 0
-        while True:
-            attempt += 1
-            channel = self.host.start(_COMMAND, bulk)
+    def _start(self) -> Channel:
+        channel = self.host.start(_COMMAND, self._bulk)
+        try:
+            channel.write(self._first, deadline.connect())
+        except BrokenPipeError:
+            pass  # it has ended already; why, _ready() finds
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    def _ready(self) -> Channel:
+        """The channel when the worker has started; a host that has too many at once is tried again."""
+        attempt = 0
+        while not self._is_ready:
+            channel, attempt = self._open(), attempt + 1
             try:
-                try:
-                    channel.write(text, deadline.connect())
-                except BrokenPipeError:
-                    pass  # it has ended already; why is found below
-                # what a login shell writes before is not ours
+                # what a login shell writes before is not ours, and a prompt or a title comes without a newline
                 while line := channel.readline(deadline.connect()):
-                    if line.rstrip().endswith(_MARKER.encode()):  # a prompt or a title comes without a newline
+                    if line.rstrip().endswith(_MARKER.encode()):
+                        self._is_ready = True
                         return channel
                 error = failure(self.host.name, channel.wait(5), channel.stderr())
             except DeadlineExceeded:
                 error = HostUnreachable(f"{self.host.name} did not start a worker in {deadline.connect():g} s")
-            except BaseException:
-                channel.close()
-                raise
             channel.close()
+            self._channel = None
             self.host.retried(error, attempt)
+            self._channel = self._start()
+        return self._open()
+
+    def tell(self, method: str, **arguments: Any) -> None:
+        """Have Session.METHOD done on the host; what it returns comes with done(), what it raises at the next wait."""
+        data = json.dumps([method, arguments]).encode() + b"\n"
+        if not self._is_ready:
+            self._first += data
+        self._owed += 1
+        try:
+            self._open().write(data, self._stall)
+        except BrokenPipeError:
+            pass  # _settle() finds out why
 
     def call(self, method: str, **arguments: Any) -> Any:
         """What Session.METHOD returns on the host; raises what it raises there."""
-        self._ask(method, arguments)
-        return self._answer()
+        self.tell(method, **arguments)
+        return self._settle()[-1]
 
     def send(self, path: str) -> Iterator[Frame]:
         """The frames of PATH; to be read to their end before anything else is asked."""
-        self._ask("send", {"path": path})
+        self.tell("send", path=path)
+        self._owed -= 1
+        self._settle()
         channel = self._open()
         while True:
             header = channel.read_exactly(1, self._stall)
@@ -126,25 +155,35 @@ class RemoteSession:
                 return
             yield kind, offset, payload
 
-    def receive(self, frames: Iterator[Frame], **arguments: Any) -> Any:
-        """Give FRAMES to Session.receive on the host and return what it returns."""
-        self._ask("receive", arguments)
-        channel = self._open()
+    def receive(self, frames: Iterator[Frame], **arguments: Any) -> int:
+        """Give FRAMES to Session.receive on the host; returns how many bytes of data they had.
+
+        That they are safe there, done() says.
+        """
+        channel = self._ready()  # frames cannot be sent a second time
+        self.tell("receive", **arguments)
+        count = 0
         try:
             for kind, offset, payload in frames:
                 channel.write(stream.HEADER.pack(kind, offset, len(payload)), self._stall)
                 channel.write(payload, self._stall)
+                count += len(payload) if kind == b"D" else 0
             channel.write(stream.HEADER.pack(b"X", 0, 0), self._stall)
         except BrokenPipeError:
-            pass  # the worker has said why before it ended
-        return self._answer()
+            self._settle()  # the worker has said why before it ended
+            raise self._broken() from None
+        return count
 
-    def done(self) -> None:
-        """Keep what was made, and let others at it."""
-        if self._channel is not None:
-            self.call("done")
-            self._channel.close()
-            self._channel = None
+    def done(self) -> list[Any]:
+        """Keep what was made, and let others at it; returns what was told and not answered before."""
+        if self._channel is None:
+            return []
+        self._ready()
+        self.tell("done")
+        results = self._settle()
+        self._channel.close()
+        self._channel = None
+        return results[:-1]
 
     def fail(self) -> None:
         """The worker sees the end of its input and takes everything back; wait for that."""
@@ -165,11 +204,14 @@ class RemoteSession:
             raise AssertionError("the session is over")
         return self._channel
 
-    def _ask(self, method: str, arguments: dict[str, Any]) -> None:
-        try:
-            self._open().write(json.dumps([method, arguments]).encode() + b"\n", self._stall)
-        except BrokenPipeError:
-            pass  # _answer() finds out why
+    def _settle(self) -> list[Any]:
+        """The answers that are owed; raises what went wrong first."""
+        self._ready()
+        results = []
+        while self._owed:
+            results.append(self._answer())
+            self._owed -= 1
+        return results
 
     def _answer(self, begun: bytes = b"") -> Any:
         channel = self._open()

@@ -81,6 +81,11 @@ def is_part(name: str) -> bool:
     return name.startswith(".") and name.endswith(".part") and name.count(".") >= 3
 
 
+def is_part_of(name: str, entry: str) -> bool:
+    """Whether ENTRY is the name of a part of NAME."""
+    return entry.startswith(".{}.".format(name)) and entry.endswith(".part")
+
+
 def exists(dir_fd: int, name: str) -> bool:
     """Whether NAME is in the open directory, if only as a link to nowhere."""
     try:
@@ -122,5 +127,5 @@ def remove(dir_fd: "Optional[int]", name: str) -> bool:
 def remove_parts(dir_fd: int, name: str) -> None:
     """Remove what interrupted runs left of NAME.  The caller holds the lock, so nobody is writing them."""
     for entry in os.listdir(dir_fd):
-        if entry.startswith(".{}.".format(name)) and entry.endswith(".part"):
+        if is_part_of(name, entry):
             remove(dir_fd, entry)

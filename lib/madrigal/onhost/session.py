@@ -95,9 +95,44 @@ class Session:
     def exists(self, path: str) -> bool:
         return os.path.lexists(path)
 
-    def leads_to(self, path: str, target: str) -> bool:
-        """Whether PATH is a link to TARGET, which need not exist on this machine."""
-        return os.path.islink(path) and os.path.realpath(path) == os.path.realpath(target)
+    def need(self, path: str, message: str) -> None:
+        """Raise NotFound(MESSAGE) if PATH does not exist."""
+        if not os.path.exists(path):
+            raise NotFound(message)
+
+    def offer(self, path: str, probe: str) -> "Optional[Dict[str, Any]]":
+        """Hold PATH and show a file named PROBE in it, to find out who else sees it; what measure() says of it.
+
+        None if it is not there.
+        """
+        if not os.path.lexists(path):
+            return None
+        self.hold(path)
+        name = _probe(path, probe)
+        self._undo.push(os.unlink, name)
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        return self.measure(path)
+
+    def see(self, paths: "List[str]", probe: str) -> str:
+        """The first of PATHS where the PROBE of offer() is seen, "" if it is nowhere."""
+        return next((path for path in paths if os.path.exists(_probe(path, probe))), "")
+
+    def hide(self, path: str, probe: str) -> None:
+        """Remove the PROBE of offer()."""
+        os.unlink(_probe(path, probe))
+        self._undo.forget(os.unlink, _probe(path, probe))
+
+    def give_back(self, path: str, target: str) -> "Dict[str, Any]":
+        """Hold the directory of the disk PATH, which is to be moved to TARGET, a path that may be another machine's.
+
+        {"there": whether there is the directory, "moved": whether PATH leads to TARGET, "allocated": bytes or None}
+        """
+        if not os.path.lexists(os.path.dirname(path)):
+            return {"there": False, "moved": False, "allocated": None}
+        self.hold(os.path.dirname(path))
+        moved = os.path.islink(path) and os.path.realpath(path) == os.path.realpath(target)
+        there = not moved and os.path.lexists(path)
+        return {"there": True, "moved": moved, "allocated": self.measure(path)["allocated"] if there else None}
 
     def refuse_overlay(self, path: str) -> None:
         """Raise NotSupported if the qcow2 image at PATH is not whole without another file."""
@@ -105,19 +140,6 @@ class Session:
 
         if image.is_overlay(path):
             raise NotSupported("{} is the top of a snapshot chain, which this driver cannot flatten yet".format(path))
-
-    def show_probe(self, path: str, probe: str) -> None:
-        """Put a file named PROBE into the directory PATH, to find out who else sees it (see_probe)."""
-        name = _probe(path, probe)
-        self._undo.push(os.unlink, name)
-        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-
-    def see_probe(self, path: str, probe: str) -> bool:
-        return os.path.exists(_probe(path, probe))
-
-    def hide_probe(self, path: str, probe: str) -> None:
-        os.unlink(_probe(path, probe))
-        self._undo.forget(os.unlink, _probe(path, probe))
 
     # -- for who works on this machine himself ------------------------------------------------------------
 
@@ -148,8 +170,8 @@ class Session:
         path: str,
         grow: "Optional[List[Any]]" = None,
         keep_mode: bool = False,
-    ) -> "Dict[str, Any]":
-        """Make PATH of FRAMES, growing it to GROW = [format, bytes] first; returns {"bytes": sent ones}.
+    ) -> int:
+        """Make PATH of FRAMES, growing it to GROW = [format, bytes] first; returns how many bytes of data they had.
 
         It gets the permissions the umask allows, or with KEEP_MODE those of the original.
         """
@@ -161,7 +183,7 @@ class Session:
             receiver.take(*frame)
         made = receiver.finish()
         self.publish(made, grow, receiver.about["mode"] if keep_mode else None)
-        return {"bytes": receiver.bytes}
+        return receiver.bytes
 
     def copy(self, source: str, path: str, grow: "Optional[List[Any]]" = None) -> "Dict[str, Any]":
         """Make PATH a copy of the file or directory SOURCE of this machine; returns {"way": how}."""
@@ -221,15 +243,26 @@ class Session:
         os.rename(temporary, path)
 
     def move(self, source: str, path: str) -> "Dict[str, Any]":
-        """Make PATH the directory SOURCE of this machine, which is gone then; returns {"way": how}."""
+        """Make PATH the directory SOURCE of this machine, which is gone then; returns {"way": how}.
+
+        A PATH without a SOURCE is what an earlier run left when it had finished.
+        """
         from madrigal.onhost import stream
 
+        if not os.path.lexists(source):
+            self.tidy(source)
+            if not os.path.lexists(path):
+                raise NotFound("{} does not exist, and neither does {}".format(source, path))
+            return {"way": "before"}
+        self.hold(source)
+        self.hold(path, make="parents")
         if os.path.exists(path) and os.path.samefile(source, path):
             return {"way": "two names of one place"}
         if os.path.lexists(path):
             self._remove(path)
         try:
             os.rename(source, path)
+            _sync_dir(os.path.dirname(path))
             return {"way": "rename"}
         except OSError as error:
             if error.errno != errno.EXDEV:
@@ -250,6 +283,7 @@ class Session:
         self._undo.push(os.unlink, temporary)
         try:
             os.link(source, temporary)
+            _sync_file(temporary)
         except OSError:  # a directory, another file system, one without hard links, or a file of another user
             return self.copy(source, path)
         os.chmod(temporary, 0o666 & ~_umask())
@@ -305,6 +339,17 @@ class Session:
         """Remove PATH, whose lock this session holds: it lies somewhere else now."""
         self._remove(path)
 
+    def tidy(self, path: str) -> None:
+        """Remove the parts of PATH, which is not there, that a run has left which was killed in removing it."""
+        directory, name = os.path.split(path)
+        if os.path.isdir(directory) and any(part.is_part_of(name, entry) for entry in os.listdir(directory)):
+            self.hold(path)
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                part.remove_parts(fd, name)
+            finally:
+                os.close(fd)
+
     def _remove(self, path: str) -> bool:
         directory, name = os.path.split(path)
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -324,6 +369,14 @@ def _remove_empty(path: str) -> None:
         os.rmdir(path)
     except OSError:
         pass  # somebody has put something into it meanwhile
+
+
+def _sync_file(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _sync_dir(path: str) -> None:

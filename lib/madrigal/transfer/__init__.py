@@ -47,34 +47,40 @@ def copy(source: Location, disk: Location, size: Size | None = None, monitor: st
 
 def save(disk: Location, image: Location, whole: bool) -> None:
     """Make IMAGE a copy of a VM's DISK; WHOLE refuses a (qcow2) disk that needs another file."""
-    if whole:
-        with Host(disk.host).session() as session:
-            session.call("refuse_overlay", path=disk.path)
-    _copy(disk, image.checked(), {"path": image.path}, None, None)
+    _copy(disk, image.checked(), {"path": image.path}, None, None, whole)
 
 
 def _copy(
-    source: Location, target: Location, hold: dict[str, Any], grow: list[Any] | None, monitor: str | None
+    source: Location,
+    target: Location,
+    hold: dict[str, Any],
+    grow: list[Any] | None,
+    monitor: str | None,
+    whole: bool = False,
 ) -> None:
     began = time.monotonic()
     host = Host(target.host)
     if _same(host, Host(source.host)):
         with host.session() as session:
-            session.call("hold", **hold)
+            if whole:
+                session.call("refuse_overlay", path=source.path)
+            session.tell("hold", **hold)
             way = session.call("copy", source=source.path, path=target.path, grow=grow)["way"]
             _mark(session, target.dir, monitor)
     else:
 
         def look(given: AnySession, session: AnySession) -> int:
+            if whole:
+                given.tell("refuse_overlay", path=source.path)
             return int(given.call("measure", path=source.path)["allocated"])
 
         def work(given: AnySession, session: AnySession) -> str:
-            session.call("hold", **hold)
-            result = session.receive(given.send(source.path), path=target.path, grow=grow)
+            session.tell("hold", **hold)
+            count = session.receive(given.send(source.path), path=target.path, grow=grow)
             _mark(session, target.dir, monitor)
-            return _streamed(result)
+            return _streamed(count)
 
-        way = _between(Host(source.host), host, look, work)
+        way = _between(Host(source.host), host, look, work) or ""
     log(f"copied {source} to {target} ({way}, {time.monotonic() - began:.1f} s)")
 
 
@@ -85,10 +91,10 @@ def copy_open(fd: int, disk: Location, size: Size | None = None, second_name: st
     allocated = os.fstat(fd).st_blocks * 512
     about = {"path": "", "type": "file", "mode": 0o600, "allocated": allocated, "owner": [0, 0]}
     with Host(disk.host).session(allocated >= BULK) as session:
-        session.call("hold", path=disk.dir, make="all")
+        session.tell("hold", path=disk.dir, make="all")
         session.receive(stream.give_open(fd, about), path=disk.path, grow=list(size) if size else None)
         if second_name:
-            session.call("link", target=disk.name, path=f"{disk.dir}/{second_name}")
+            session.tell("link", target=disk.name, path=f"{disk.dir}/{second_name}")
     log(f"made {disk}")
 
 
@@ -104,59 +110,43 @@ def move(source: Location, target: Location, monitor: str | None = None) -> None
         if source.path == target.path:
             return
         with host.session() as session:
-            if not _is_there(session, session, source, target):
-                return
-            session.call("hold", path=source.path)
-            session.call("hold", path=target.path, make="parents")
             way: str | None = session.call("move", source=source.path, path=target.path)["way"]
             _mark(session, target.path, monitor)
     else:
 
         def look(given: AnySession, session: AnySession) -> int | None:
-            if not _is_there(given, session, source, target):
+            probe = os.urandom(8).hex()
+            offered = given.call("offer", path=source.path, probe=probe)
+            if offered is None:
+                given.tell("tidy", path=source.path)
+                session.tell("need", path=target.path, message=f"{source} does not exist, and neither does {target}")
+                session.done()
+                log(f"{source} has been moved to {target} before")
                 return None
-            given.call("hold", path=source.path)
-            seen = _seen(given, session, source, [target.path, source.path])
+            seen = session.call("see", paths=[target.path, source.path], probe=probe)
+            given.tell("hide", path=source.path, probe=probe)
+            if not seen:
+                return int(offered["allocated"])
             if seen == target.path:
                 log(f"{source} and {target} are one place, nothing to move")
                 return None
-            if seen == source.path:
-                session.call("hold", path=target.path, make="parents")
-                way = session.call("move", source=source.path, path=target.path)["way"]
-                log(f"moved {source} to {target} ({way}, on storage that both machines share)")
-                return None
-            return int(given.call("measure", path=source.path)["allocated"])
+            given.done()  # that machine sees both and holds both
+            way = session.call("move", source=source.path, path=target.path)["way"]
+            log(f"moved {source} to {target} ({way}, on storage that both machines share)")
+            return None
 
         def work(given: AnySession, session: AnySession) -> str:
-            given.call("hold", path=source.path)
-            session.call("hold", path=target.path, make="parents")
-            way = _streamed(session.receive(given.send(source.path), path=target.path, keep_mode=True))
+            given.tell("hold", path=source.path)
+            session.tell("hold", path=target.path, make="parents")
+            count = session.receive(given.send(source.path), path=target.path, keep_mode=True)
             _mark(session, target.path, monitor)
             session.done()  # before the source goes: from here on TARGET is what counts, whatever happens to us
-            given.call("drop", path=source.path)
-            return way
+            given.tell("drop", path=source.path)
+            return _streamed(count)
 
         way = _between(origin, host, look, work)
     if way:
         log(f"moved {source} to {target} ({way}, {time.monotonic() - began:.1f} s)")
-
-
-def _seen(given: AnySession, session: AnySession, source: Location, paths: list[str]) -> str:
-    """The first of PATHS where the machine of SESSION has the directory SOURCE of the other one, "" if none."""
-    probe = os.urandom(8).hex()
-    given.call("show_probe", path=source.path, probe=probe)
-    seen = next((path for path in paths if session.call("see_probe", path=path, probe=probe)), "")
-    given.call("hide_probe", path=source.path, probe=probe)
-    return seen
-
-
-def _is_there(given: AnySession, session: AnySession, source: Location, target: Location) -> bool:
-    if given.call("exists", path=source.path):
-        return True
-    if not session.call("exists", path=target.path):
-        raise NotFound(f"{source} does not exist, and neither does {target}")
-    log(f"{source} has been moved to {target} before")
-    return False
 
 
 def bring_back(disk: Location, image: Location) -> None:
@@ -169,51 +159,51 @@ def bring_back(disk: Location, image: Location) -> None:
     host = Host(image.checked().host)
     if _same(host, Host(disk.host)):
         with host.session() as session:
-            if _is_back(session, session, disk, image):
+            if _to_move(session, session, disk, image) is None:
                 return
-            session.call("hold", path=image.path)
-            way: str | None = session.call("place", source=disk.path, path=image.path)["way"]
-            session.call("link", target=image.path, path=disk.path)
+            session.tell("hold", path=image.path)
+            session.tell("place", source=disk.path, path=image.path)
+            session.tell("link", target=image.path, path=disk.path)
+            way: str | None = session.done()[1]["way"]
     else:
 
         def look(given: AnySession, session: AnySession) -> int | None:
-            if _is_back(given, session, disk, image):
-                return None
-            return int(given.call("measure", path=disk.path)["allocated"])
+            return _to_move(given, session, disk, image)
 
         def work(given: AnySession, session: AnySession) -> str:
-            given.call("hold", path=disk.dir)
-            session.call("hold", path=image.path)
-            way = _streamed(session.receive(given.send(disk.path), path=image.path))
+            given.tell("hold", path=disk.dir)
+            session.tell("hold", path=image.path)
+            count = session.receive(given.send(disk.path), path=image.path)
             session.done()  # the image is safe before the disk goes
-            given.call("link", target=image.path, path=disk.path)
-            return way
+            given.tell("link", target=image.path, path=disk.path)
+            return _streamed(count)
 
         way = _between(Host(disk.host), host, look, work)
     if way:
         log(f"moved {disk} to {image} ({way}, {time.monotonic() - began:.1f} s)")
 
 
-def _is_back(given: AnySession, session: AnySession, disk: Location, image: Location) -> bool:
-    if not given.call("exists", path=disk.dir) and session.call("exists", path=image.path):
+def _to_move(given: AnySession, session: AnySession, disk: Location, image: Location) -> int | None:
+    """The bytes of DISK on the machine of GIVEN, None if it is IMAGE on that of SESSION already."""
+    found = given.call("give_back", path=disk.path, target=image.path)
+    if not found["there"] and session.call("exists", path=image.path):
         # The last line of a shutdown removes the VM directory; then the whole script may be run again.
         log(f"{disk.dir} is gone; {disk} must have been moved to {image} before", "WARN")
-        return True
-    given.call("hold", path=disk.dir)
-    if given.call("leads_to", path=disk.path, target=image.path):
-        return True
-    if not given.call("exists", path=disk.path):
+        return None
+    if found["moved"]:
+        return None
+    if found["allocated"] is None:
         raise NotFound(f"{disk} does not exist, and nothing says that it was moved to {image}")
-    return False
+    return int(found["allocated"])
 
 
 def _mark(session: AnySession, vm_dir: str, monitor: str | None) -> None:
     if monitor is not None:
-        session.call("mark", path=f"{os.path.dirname(vm_dir)}/.monitor", text=monitor)
+        session.tell("mark", path=f"{os.path.dirname(vm_dir)}/.monitor", text=monitor)
 
 
-def _streamed(result: dict[str, int]) -> str:
-    return f"{result['bytes']} bytes streamed"
+def _streamed(count: int) -> str:
+    return f"{count} bytes streamed"
 
 
 def _same(one: Host, other: Host) -> bool:
