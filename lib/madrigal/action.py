@@ -45,7 +45,10 @@ def here() -> LocalSession:
 def run(body: Callable[[], str | None], usage: Callable[[], str]) -> NoReturn:
     """Run an action and end the process.  BODY returns the answer for stdout; USAGE is what --help prints."""
     if sys.argv[1:] in (["--help"], ["-h"]):
-        print(usage())
+        try:
+            print(usage(), flush=True)
+        except OSError:
+            pass  # read no further than to a reader's `head`
         _leave(0)
     if PathFinder.find_spec("lxml") is None:
         interpreter.change("the Python package lxml")

@@ -143,10 +143,13 @@ class VM:
 
 
 def action(recipe: Callable[..., None]) -> Callable[[], NoReturn]:
-    """Make the executable's main function of RECIPE, which is named as its action or one with the same arguments."""
-    called = messages.name().partition(".")[0]
-    same = called in ACTIONS and ACTIONS[called] == ACTIONS[recipe.__name__]
-    return lambda: run(called if same else recipe.__name__, recipe)
+    """Make the executable's main function of RECIPE, which is named as its action.
+
+    It may be called by the name of another action that has the same arguments; one that wants none, by any.
+    """
+    called, own = messages.name().partition(".")[0], recipe.__name__
+    fits = called in ACTIONS and (not recipe.__code__.co_argcount or ACTIONS[called] == ACTIONS[own])
+    return lambda: run(called if fits else own, recipe)
 
 
 def run(name: str, recipe: Callable[..., None]) -> NoReturn:

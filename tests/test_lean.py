@@ -1,0 +1,127 @@
+"""What an action loads: a front-end starts thousands of these processes, and every module costs.
+
+The lists are what an action of a kind may load beside what Python itself has loaded by then.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import TREE, Hosts
+from dumps import dump
+
+BASE = """
+    __future__ _collections _functools _locale _operator _sre _weakrefset binascii contextlib copyreg collections
+    collections.abc enum functools importlib importlib.machinery itertools keyword operator re re._casefix
+    re._compiler re._constants re._parser reprlib signal types weakref errno select string warnings math zlib
+    _struct struct fcntl
+""".split()
+SESSION = "json json.decoder json.encoder json.scanner _json".split()
+SSH = "socket _socket array".split()
+RUNNING = """
+    subprocess _posixsubprocess msvcrt selectors threading collections.abc locale contextlib signal _weakrefset
+    shlex
+""".split()
+HASHES = "hashlib _hashlib _blake2".split()
+NEVER = """
+    click paramiko rich boto3 logging inspect dataclasses pathlib typing urllib http xmlrpc asyncio unittest email ssl
+    socketserver concurrent multiprocessing sqlite3 tomllib ast dis importlib.metadata importlib.resources
+""".split()
+
+
+def imported(*argv: str, env: dict[str, str], input: bytes = b"") -> set[str]:
+    """The modules that a Python program loads; it must succeed."""
+    python = ["/usr/bin/python3", "-X", "importtime", *argv]
+    done = subprocess.run(python, input=input, capture_output=True, env=env)
+    assert done.returncode == 0, done.stderr.decode()
+    return set(re.findall(r"^import time: +\d+ \| +\d+ \| +(\S+)$", done.stderr.decode(), re.MULTILINE))
+
+
+START = imported("-c", "pass", env={})
+LXML = sorted(imported("-c", "import lxml.etree", env={}) - START)
+"""What reading a dump costs."""
+
+
+def loaded(env: dict[str, str], action: str, *arguments: str, input: bytes = b"") -> set[str]:
+    return imported(f"{TREE}/{action}", *arguments, env=env, input=input) - START
+
+
+def foreign(found: set[str]) -> set[str]:
+    return {name for name in found if name.partition(".")[0] != "madrigal"}
+
+
+def check(found: set[str], *allowed: list[str]) -> None:
+    more = foreign(found) - set(BASE).union(*allowed)
+    assert not more, f"it loads {' '.join(sorted(more))}"
+    found = found - set().union(*allowed)
+    assert not {name for name in found for never in NEVER if f"{name}.".startswith(f"{never}.")}
+
+
+@pytest.mark.parametrize("action", ["clone", "ln", "mv", "mvds", "cpds", "context", "mkimage", "mkswap", "delete"])
+def test_help_of_tm(action: str) -> None:
+    check(loaded({}, f"tm/ssh/{action}", "--help"))
+
+
+@pytest.mark.parametrize("action", ["cp", "mkfs", "rm", "clone", "stat", "monitor"])
+def test_help_of_datastore(action: str) -> None:
+    check(loaded({}, f"datastore/fs/{action}", "--help"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "one/var").mkdir(parents=True)
+    (tmp_path / "ds").mkdir()
+    (tmp_path / "image").write_bytes(os.urandom(4096))
+    return {"PATH": "/usr/bin:/bin", "ONE_LOCATION": str(tmp_path / "one"), "MADRIGAL_RUN_DIR": str(tmp_path / "run")}
+
+
+def test_datastore(store: dict[str, str], tmp_path: Path) -> None:
+    """cp looks into what it imports, mkfs runs qemu-img; the others have the dump to read."""
+    image = {"PATH": tmp_path / "image", "FORMAT": "raw", "SIZE": 1, "FS": ""}
+
+    def act(action: str, **more: object) -> set[str]:
+        input = dump(tmp_path / "ds", {**image, **more}, None, {"SAFE_DIRS": "/"})
+        return loaded(store, f"datastore/fs/{action}", "42", input=input)
+
+    check(act("cp"), LXML, HASHES, RUNNING, SESSION)
+    (source,) = (tmp_path / "ds").iterdir()
+    for action in ("monitor", "rm"):
+        check(act(action, SOURCE=source), LXML)
+    check(act("stat"), LXML, HASHES, RUNNING)
+    check(act("mkfs"), LXML, HASHES, RUNNING)
+
+
+def test_tm(hosts: Hosts, datastore: str, tmp_path: Path) -> None:
+    image, vm = tmp_path / "image", f"{datastore}/17"
+    image.write_bytes(os.urandom(4096))
+
+    def act(*arguments: str) -> set[str]:
+        return loaded(hosts.env, *arguments)
+
+    for action in (
+        ("tm/ssh/clone", f"fe:{image}", f"host01:{vm}/disk.0"),
+        ("tm/ssh/mkswap", "1", f"host01:{vm}/disk.1"),
+        ("tm/ssh/context", str(image), f"host01:{vm}/disk.2"),
+        ("tm/ssh/mv", f"host01:{vm}", f"host02:{vm}"),
+        ("tm/ssh/mvds", f"host02:{vm}/disk.0", f"fe:{image}"),
+        ("tm/ssh/delete", f"host02:{vm}"),
+    ):
+        check(act(*action), SESSION, RUNNING, SSH)
+    for action in (
+        ("tm/dummy/clone", f"fe:{image}", f"host01:{vm}/disk.0"),
+        ("tm/ssh/mv", f"host01:{vm}/disk.0", f"host02:{vm}/disk.0"),
+    ):
+        check(act(*action))
+
+
+def test_a_module_too_many_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "tree/tm/x").mkdir(parents=True)
+    (tmp_path / "tree/lib").symlink_to(TREE / "lib")
+    text = (TREE / "tm/dummy/mv").read_text().replace("import sys\n", "import sys\nimport logging\n")
+    (tmp_path / "tree/tm/x/mv").write_text(text)
+    with pytest.raises(AssertionError, match="it loads .*logging"):
+        check(imported(str(tmp_path / "tree/tm/x/mv"), "--help", env={}) - START)
