@@ -77,7 +77,7 @@ class Pipes(Channel):
         return self._process.stderr.read()
 
 
-@pytest.fixture(params=PYTHONS, ids=PYTHONS.values())
+@pytest.fixture(params=list(PYTHONS), ids=list(PYTHONS.values()))
 def session(request: pytest.FixtureRequest) -> RemoteSession:
     return RemoteSession(Near(request.param), bulk=False)  # type: ignore[arg-type]
 

@@ -38,7 +38,7 @@ _MARKER = "madrigal worker, ready"
 
 # Read the program, of which the first line is its length, from stdin, and leave the rest of stdin to it.
 _BOOT = 'import sys;i=sys.stdin.buffer;exec(compile(i.read(int(i.readline())),"madrigal","exec"))'
-# Paths cross as UTF-8, whatever the locale there: the option says that, and to 3.6, which does not know it, the variable.
+# Paths cross as UTF-8 whatever the locale there: by the option, or by the variable for 3.6, which does not know that.
 _COMMAND = f"exec env LC_ALL=C.UTF-8 python3 -I -S -X utf8 -c '{_BOOT}'"
 
 _PROGRAM = """\
