@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from madrigal import command, deadline
-from madrigal.dump import VM
+from madrigal.dump import MAX_BYTES, VM
 from madrigal.errors import ConfigError, Forbidden, HostUnreachable, MadrigalError, NotFound, SourceUnavailable
 
 _DEFAULT = "http://localhost:2633/RPC2"
@@ -90,19 +90,23 @@ def _post(endpoint: str, body: bytes) -> bytes:
         f"POST /{path} HTTP/1.0\r\nHost: {authority}\r\nContent-Type: text/xml\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
+    limit, answer = deadline.Deadline(deadline.control(), f"asking {endpoint}"), bytearray()
     try:
         address = (host.strip("[]"), number)
-        with socket.create_connection(address, timeout=deadline.control()) as connection:
+        with socket.create_connection(address, timeout=limit.left()) as connection:
             if scheme == "https":
                 import ssl
 
                 connection = ssl.create_default_context().wrap_socket(connection, server_hostname=address[0])
             connection.sendall(head.encode() + body)
-            with connection.makefile("rb") as file:
-                answer = file.read()
+            while block := connection.recv(1 << 16):
+                answer += block
+                if len(answer) > MAX_BYTES:
+                    raise SourceUnavailable(f"{endpoint} answers with more than {MAX_BYTES >> 20} MiB")
+                connection.settimeout(limit.left())
     except OSError as error:
         raise HostUnreachable(f"the front-end does not answer at {endpoint}: {error}") from None
-    headers, _, content = answer.partition(b"\r\n\r\n")
+    headers, _, content = bytes(answer).partition(b"\r\n\r\n")
     status = headers.split(b"\r\n", 1)[0].split(b" ")
     if len(status) < 2 or status[1] != b"200":
         raise SourceUnavailable(f"{endpoint} answers '{b' '.join(status)[:80].decode('ascii', 'replace')}'")
