@@ -41,7 +41,7 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[An
     """What one.vm.info answers is the first of this list; what it was asked is appended."""
     given: list[Any] = [[True, DOCUMENT, 0]]
 
-    def info(*arguments: object) -> object:
+    def info(*arguments: Any) -> Any:
         given.append(arguments)
         return given[0]
 
