@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -281,6 +282,21 @@ def test_mv_replaces_what_an_earlier_try_left(cloud: Cloud) -> None:
     cloud.ok("tm/ssh/mv", f"host01:{cloud.vm}", f"host02:{cloud.vm}")
     assert cloud.left() == [f"host02:{VM}", f"host02:{VM}/disk.0"]
     assert cloud.at("host02", "disk.0").read_bytes() == b"new"
+
+
+def test_mv_again_removes_what_a_kill_left_of_the_source(cloud: Cloud) -> None:
+    """The whole is at its target, and the worker was killed in the middle of removing the source."""
+    cloud.documents = [disks()]
+    for host, name in (("host02", str(VM)), ("host01", f".{VM}.gone.part"), ("host01", ".gone.part"), ("host01", "8")):
+        directory = cloud.at(host).parent / name
+        directory.mkdir(parents=True)
+        (directory / "disk.0").write_bytes(b"disk")
+    cloud.ok("tm/ssh/mv", f"host01:{cloud.vm}", f"host02:{cloud.vm}")
+    left = sorted(path.name for path in cloud.at("host01").parent.iterdir())
+    assert left == [".gone.part", "8"]  # and nothing of anybody else
+    assert cloud.at("host02", "disk.0").read_bytes() == b"disk"
+    for name in left:
+        shutil.rmtree(cloud.at("host01").parent / name)
 
 
 def test_mv_of_nothing_to_nowhere_is_told(cloud: Cloud) -> None:
