@@ -54,6 +54,7 @@ def run(body: Callable[[], str | None], usage: Callable[[], str]) -> NoReturn:
         interpreter.change("the Python package lxml")
     for number in _SIGNALS:
         signal.signal(number, _end)
+    messages.marks = False  # until the form is known
     try:
         answer = body()
         if answer is not None:

@@ -57,10 +57,12 @@ def run(
     check: bool = True,
     waiting: "Optional[Callable[[], None]]" = None,
     patient: bool = False,
+    errors: "Optional[int]" = None,
 ) -> Result:
     """Run ARGV to its end within TIMEOUT seconds; if PATIENT, as long as it does not pause its I/O for so long.
 
-    PASS_FDS: descriptors it inherits.  WHAT: what the user reads that failed (default: the program's name).
+    PASS_FDS: descriptors it inherits.  ERRORS: an open file that takes its stderr, while its stdout is dropped; nobody
+    waits then for what it leaves running.  WHAT: what the user reads that failed (default: the program's name).
     WAITING is called now and then and may raise.  Raises CommandFailed for a status other than 0 (unless
     CHECK is false), DeadlineExceeded, MissingProgram; whatever is raised, the process group is gone then.
     """
@@ -71,8 +73,8 @@ def run(
         process = subprocess.Popen(
             list(argv),
             stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE if errors is None else subprocess.DEVNULL,
+            stderr=subprocess.PIPE if errors is None else errors,
             env=environment(),
             pass_fds=pass_fds,
             start_new_session=True,
@@ -100,7 +102,7 @@ def run(
         end_group(process)
         raise
     status = process.returncode if process.returncode >= 0 else 128 - process.returncode
-    result = Result(status, stdout, stderr)
+    result = Result(status, stdout or b"", stderr or b"")
     if check and status:
         how = "was ended by signal {}".format(status - 128) if process.returncode < 0 else "failed ({})".format(status)
         raise CommandFailed("{} {}: {}".format(program, how, result.complaint() or "it gave no reason"), result)

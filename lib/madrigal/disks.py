@@ -23,7 +23,7 @@ def link(image: Location, disk: Location, relative: bool, monitor: str | None = 
     path = image.checked().path
     target = os.path.relpath(path, disk.dir) if relative else path
     with Host(disk.host).session() as session:
-        session.tell("need", path=path, message=f"{image} does not exist: is its datastore mounted there?")
+        session.tell("need", path=path, message=f"{path} does not exist: is its datastore mounted there?")
         session.tell("hold", path=disk.dir, make="all")
         session.tell("link", target=target, path=disk.path)
         if monitor is not None:

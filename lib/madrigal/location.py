@@ -28,6 +28,11 @@ def fix_dir_slashes(path: str) -> str:
     return path[:-1] if len(path) > 1 and path.endswith("/") else path
 
 
+def is_host(name: str) -> bool:
+    """Whether NAME may be that of a host; a leading "-" would be an option to ssh."""
+    return _HOST.match(name) is not None
+
+
 class Location:
     """A path on a host.  `host` is "" where the argument names none: the front-end itself."""
 

@@ -10,8 +10,15 @@ import os
 import sys
 
 # The 3.4 front-end looks for the message between two marks; today's shows the marks to the user.
-# The action layer sets this when it has recognised the form.
-marks = False
+# The action layer sets this when it has recognised the form; without it, the arguments say.
+marks: bool | None = None
+
+_ARGUMENTS_34 = {
+    **dict.fromkeys(("cp", "mkfs", "rm", "mv", "mvds"), (2,)),
+    **dict.fromkeys(("clone", "ln", "mkswap"), (2, 3)),
+    "delete": (1,),
+    "mkimage": (3, 4),
+}
 
 
 # What front-ends read as no message, a log line, a status or the end of the message.
@@ -21,6 +28,18 @@ _MISREAD = ("-", "ERROR:", "INFO:", "WARN:", "DEBUG:", "ExitCode:", "ERROR MESSA
 def name() -> str:
     """The name of the running action as log lines show it."""
     return os.path.basename(sys.argv[0] or "madrigal")
+
+
+def _are_wanted() -> bool:
+    """Whether this process was called in the 3.4 form (docs/contract.md, "Two forms"); where it cannot be told, no."""
+    wanted = os.environ.get("MADRIGAL_CONTRACT")
+    if wanted in ("3.4", "current"):
+        return wanted == "3.4"
+    action, last = name().partition(".")[0], sys.argv[-1]
+    if action == "context":
+        _, slash, number = last.partition(":")[2].rpartition("/disk.")
+        return bool(slash) and number.isdigit()
+    return len(sys.argv) - 1 in _ARGUMENTS_34.get(action, ())
 
 
 def _write(text: str) -> None:
@@ -34,7 +53,8 @@ def _write(text: str) -> None:
 def log(text: str, severity: str = "INFO") -> None:
     """Write TEXT to the log of the object this action works on; each of its lines gets the tag."""
     tag = f"{severity}: {name()}: "
-    _write("".join(tag + line + "\n" for line in str(text).splitlines() or [""]))
+    lines = str(text).replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
+    _write("".join(tag + line + "\n" for line in lines))
 
 
 def log_info(text: str) -> None:
@@ -57,10 +77,10 @@ def error_message(text: str) -> None:
 
     TEXT becomes exactly one line: a front-end of today glues lines together without a blank.
     """
-    line = " ".join(str(text).split()) or "failed without a reason"
+    line = str(text).replace("\n", " ").replace("\r", " ").strip(" ") or "failed without a reason"
     if line.startswith(_MISREAD):
         line = f"{name()}: {line}"
-    if marks:
+    if _are_wanted() if marks is None else marks:
         _write(f"ERROR MESSAGE --8<------\n{line}\nERROR MESSAGE ------>8--\n")
     else:
         _write(line + "\n")

@@ -70,9 +70,13 @@ class Host:
             self.retried(failure(self.name, 255, channel.stderr() or noise), attempt)
 
     def script(self, text: str, values: Sequence[str], timeout: float) -> command.Result:
-        """Run the shell script TEXT there (bash, C locale) with VALUES as its "$1", "$2", ..."""
-        argv = ["env", "LANG=C", "LC_ALL=C", "bash", "-s", "--", *values]
-        return self.run(argv, timeout, input=text.encode("utf-8", "surrogateescape"))
+        """Run the shell script TEXT there (bash, C locale) with VALUES as its "$1", "$2", ...
+
+        It is read whole before any of it runs, and what it starts finds nothing of it on stdin.
+        """
+        script = f"set -- {' '.join(map(quote, values))}\n{{ :\n{text}\n\n}}\n"
+        argv = ["env", "LANG=C", "LC_ALL=C", "bash", "-s"]
+        return self.run(argv, timeout, input=script.encode("utf-8", "surrogateescape"))
 
     def session(self, bulk: bool = False) -> LocalSession | RemoteSession:
         """Change its files (onhost/session.py has the requests).  BULK: over a connection of its own.
