@@ -1,0 +1,134 @@
+"""The worker that is sent to hosts, by this Python and by 3.6 where one is found, started here without ssh."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import PATH
+
+from madrigal.host import remote
+from madrigal.host.channel import Channel
+from madrigal.host.remote import RemoteSession
+from madrigal.onhost import stream
+
+MIB = 1 << 20
+
+
+def python36() -> str:
+    found = shutil.which("python3.6", path=f"{PATH}:/usr/local/bin:/opt/python3.6/bin")
+    others = [*Path.home().glob(".pyenv/versions/3.6*/bin/python3.6"), *Path("/opt").glob("*/bin/python3.6")]
+    return found or next((str(path) for path in others if os.access(path, os.X_OK)), "")
+
+
+OLD = python36()
+PYTHONS = {"/usr/bin/python3": "this Python", **({OLD: "3.6"} if OLD else {})}
+
+
+class Near:
+    """A host whose commands run here, by an interpreter of choice."""
+
+    name = "near"
+
+    def __init__(self, python: str) -> None:
+        self._python = python
+
+    def start(self, command: str, bulk: bool) -> Channel:
+        words = command.replace("python3", self._python, 1)
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            env={"PATH": PATH, "LC_ALL": "C"},
+        )
+        return Pipes(process)
+
+    def retried(self, error: Exception, attempt: int) -> None:
+        raise error
+
+
+class Pipes(Channel):
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin and process.stdout
+        self._process = process
+        super().__init__("near", os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno()))
+        process.stdin.close()
+        process.stdout.close()
+
+    def _poll(self) -> int | None:
+        return self._process.poll()
+
+    def _end(self) -> None:
+        self._process.wait(10)
+
+    def stderr(self) -> bytes:
+        assert self._process.stderr
+        return self._process.stderr.read()
+
+
+@pytest.fixture(params=list(PYTHONS), ids=list(PYTHONS.values()))
+def session(request: pytest.FixtureRequest) -> RemoteSession:
+    return RemoteSession(Near(request.param), bulk=False)  # type: ignore[arg-type]
+
+
+def test_worker(session: RemoteSession, tmp_path: Path) -> None:
+    """Everything that a worker does, once."""
+    ds, image = tmp_path / "ds/ä b", tmp_path / "image"
+    image.write_bytes(os.urandom(MIB) + bytes(4 * MIB) + b"end")
+    vm = ds / "17"
+    with session:
+        session.tell("hold", path=str(vm), make="all")
+        sent = session.receive(stream.give(str(image)), path=str(vm / "disk.0"), grow=["raw", 8 * MIB])
+        assert MIB < sent < 4 * MIB
+        session.tell("copy", source=str(vm / "disk.0"), path=str(vm / "disk.1"))
+        session.tell("make", path=str(vm / "disk.2"), format="raw", size=16 * MIB, fs="ext4")
+        session.tell("make", path=str(vm / "disk.3"), format="qcow2", size=16 * MIB)
+        session.tell("link", target="disk.0", path=str(vm / "disk.4"))
+        session.tell("mark", path=str(ds / ".monitor"), text="ssh")
+        assert session.call("measure", path=str(vm / "disk.0"))["type"] == "file"
+    assert (
+        (vm / "disk.0").read_bytes()[: 5 * MIB + 3] == image.read_bytes() == (vm / "disk.1").read_bytes()[: 5 * MIB + 3]
+    )
+    assert (vm / "disk.0").stat().st_size == 8 * MIB and (vm / "disk.2").stat().st_size == 16 * MIB
+    assert (vm / "disk.3").read_bytes()[:4] == b"QFI\xfb" and os.readlink(vm / "disk.4") == "disk.0"
+
+
+def test_worker_moves_and_removes(session: RemoteSession, tmp_path: Path) -> None:
+    vm, other = tmp_path / "0/17", tmp_path / "1/17"
+    vm.mkdir(parents=True)
+    (vm / "disk.0").write_bytes(b"disk")
+    (tmp_path / "images").mkdir()
+    with session:
+        assert session.call("offer", path=str(vm), probe="x")["type"] == "dir"
+        assert session.call("see", paths=[str(other), str(vm)], probe="x") == str(vm)
+        session.tell("hide", path=str(vm), probe="x")
+        assert session.call("move", source=str(vm), path=str(other))["way"] == "rename"
+        frames = [frame for frame in session.send(str(other)) if frame[0] == b"D"]
+        assert frames == [(b"D", 0, b"disk")]
+        assert session.call("give_back", path=str(other / "disk.0"), target="/x")["allocated"] is not None
+        session.tell("place", source=str(other / "disk.0"), path=str(tmp_path / "images/x"))
+        session.tell("tidy", path=str(vm))
+    assert (tmp_path / "images/x").read_bytes() == b"disk"
+    assert not vm.exists()
+
+
+def test_worker_deletes_and_takes_back(session: RemoteSession, tmp_path: Path) -> None:
+    (tmp_path / "17").mkdir()
+    (tmp_path / "17/disk.0").write_bytes(b"x")
+    assert session.call("delete", path=f"{tmp_path}/17", within=f"{tmp_path}/17")
+    session.tell("hold", path=f"{tmp_path}/18", make="all")
+    session.call("make", path=f"{tmp_path}/18/disk.0", format="raw", size=MIB, fs="swap")
+    session.fail()
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_else_is_sent() -> None:
+    """The program that a host gets is the host part, whole, and no more."""
+    text = remote.program().partition(b"\n")[2].decode()
+    assert [name for name in remote.HOST_PART if f"module('madrigal.{name}'" not in text] == []
+    assert text.count("\nmodule('madrigal") == len(remote.HOST_PART) + 2
