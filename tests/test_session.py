@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -605,6 +606,31 @@ def test_deletes_at_once_do_not_end_each_other(far: Machine, datastore: str) -> 
     for thread, _ in work:
         thread.join(60)
     assert sorted(str(result[0]) for _, result in work) == ["False"] * 5 + ["True"]
+    assert not far.left(datastore)
+
+
+def test_deletes_that_wait_for_a_holder_do_not_end_each_other(far: Machine, hosts: Hosts, datastore: str) -> None:
+    def delete() -> object:
+        with far.host.session() as session:
+            return session.call("delete", path=f"{datastore}/17", within=f"{datastore}/17")
+
+    slow_to_end = """if True:
+        import fcntl, signal, sys, time
+        file = open(sys.argv[1], "w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        signal.signal(signal.SIGTERM, lambda *told: sys.exit(time.sleep(1)))
+        file.write("held")
+        file.flush()
+        time.sleep(60)"""
+    with far.host.session() as session:
+        session.call("hold", path=f"{datastore}/17", make="all")
+    lock = f"{datastore}/.17.lock"
+    holder, _ = in_thread(lambda: hosts.run("host01", [sys.executable, "-c", slow_to_end, lock]))
+    assert eventually(lambda: far.files(lock).exists() and far.files(lock).read_text() == "held")
+    work = [in_thread(delete) for _ in range(4)]
+    for thread in (*(thread for thread, _ in work), holder):
+        thread.join(60)
+    assert sorted(str(result[0]) for _, result in work) == ["False"] * 3 + ["True"]
     assert not far.left(datastore)
 
 

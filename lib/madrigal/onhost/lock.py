@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 GRACE = 5.0  # seconds between asking a holder to end and ending it
 
+# The name of a process that deletes, by which other deletes know it from the first moment on.  What it notes in
+# the lock file comes too late for that: it waits before it has the lock.
+_DELETES = "madrigal-delete"
+
 _held: "List[Lock]" = []
 
 
@@ -48,6 +52,9 @@ class Lock:
         WAITING is called between tries and may raise.  TAKING_OVER is for delete: whoever works on the object or
         waits for it is ended, unless it is a delete itself.
         """
+        if taking_over:
+            with open("/proc/self/comm", "w") as comm:
+                comm.write(_DELETES)
         end = time.monotonic() + seconds
         pause = 0.01
         asked: "Dict[int, float]" = {}
@@ -62,8 +69,10 @@ class Lock:
                                 self.path, _who(fd), seconds
                             )
                         )
-                    if taking_over and not _content(fd).startswith(b"delete"):
+                    if taking_over:
                         for pid in _openers(fd):
+                            if _deletes(pid):
+                                continue
                             if pid not in asked:
                                 asked[pid] = now
                                 _signal(pid, signal.SIGTERM)
@@ -161,6 +170,14 @@ def _openers(fd: int) -> "Set[int]":
         except OSError:
             continue  # ended, or not ours
     return found
+
+
+def _deletes(pid: int) -> bool:
+    try:
+        with open("/proc/{}/comm".format(pid)) as comm:
+            return comm.read().strip() == _DELETES
+    except OSError:
+        return False  # ended
 
 
 def _signal(pid: int, number: int) -> None:
