@@ -130,5 +130,5 @@ def test_worker_deletes_and_takes_back(session: RemoteSession, tmp_path: Path) -
 def test_nothing_else_is_sent() -> None:
     """The program that a host gets is the host part, whole, and no more."""
     text = remote.program().partition(b"\n")[2].decode()
-    assert [name for name in remote.HOST_PART if f"module('madrigal.{name}'" not in text] == []
-    assert text.count("\nmodule('madrigal") == len(remote.HOST_PART) + 2
+    assert [name for name in remote.HOST_PART if f"Sent.sources['madrigal.{name}'] = " not in text] == []
+    assert text.count("\nSent.sources['madrigal") == len(remote.HOST_PART) + 1

@@ -42,6 +42,11 @@ ACTIONS: dict[str, tuple[str, tuple[int, int]]] = {
     "mvds": ("disk image", (2, 2)),
     "cpds": ("disk image snapshot", (0, -1)),
     "delete": ("target", (1, 1)),
+    "resize": ("disk size", (0, -1)),
+    "snap_create": ("disk snapshot", (0, -1)),
+    "snap_create_live": ("disk snapshot", (0, -1)),
+    "snap_revert": ("disk snapshot", (0, -1)),
+    "snap_delete": ("disk snapshot", (0, -1)),
     "mkimage": ("size format disk", (3, 4)),
     "mkswap": ("size disk", (2, 3)),
     "context": ("files disk", (2, sys.maxsize)),
@@ -193,7 +198,8 @@ def parse(name: str, argv: list[str]) -> dict[str, Any]:
         given["files"], argv, words = argv[:-1], argv[-1:], words[1:]
     for word, text in zip(words, argv, strict=False):  # behind them only the size of 3.4's documentation
         if word in ("size", "snapshot"):
-            given[word] = _number(text, word, -1 if word == "snapshot" else 1)
+            # -1 is the current state, which can be saved but is no snapshot
+            given[word] = _number(text, word, 1 if word == "size" else -1 if name == "cpds" else 0)
         elif word == "format":
             given[word] = text
         else:

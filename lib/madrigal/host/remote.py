@@ -32,7 +32,7 @@ HOST_PART = (
     "onhost.session",
     "onhost.worker",
 )
-"""The modules that are sent to hosts, in the order they import one another: Python 3.6, standard library."""
+"""The modules that are sent to hosts: Python 3.6, standard library."""
 
 _MARKER = "madrigal worker, ready"
 
@@ -42,17 +42,24 @@ _BOOT = 'import sys;i=sys.stdin.buffer;exec(compile(i.read(int(i.readline())),"m
 _COMMAND = f"exec env LC_ALL=C.UTF-8 python3 -I -S -X utf8 -c '{_BOOT}'"
 
 _PROGRAM = """\
-import sys, types
+import sys
 if sys.version_info < (3, 6):
     sys.stderr.write("python3 here is older than 3.6\\n")
     sys.exit(127)
-def module(name, text):
-    made = sys.modules[name] = types.ModuleType(name)
-    if "." in name:
-        above, _, last = name.rpartition(".")
-        setattr(sys.modules[above], last, made)
-    exec(compile(text, name, "exec"), made.__dict__)
+from _frozen_importlib import ModuleSpec
+class Sent:
+    sources = {}
+    def find_spec(self, name, path=None, target=None):
+        if name in self.sources:
+            return ModuleSpec(name, self, is_package=not self.sources[name])
+    def create_module(self, spec):
+        pass
+    def exec_module(self, module):
+        name = module.__name__
+        exec(compile(self.sources[name], name, "exec"), module.__dict__)
+sys.meta_path.insert(0, Sent())
 """
+# A module is compiled when it is imported: most sessions need half of them.
 
 
 def program() -> bytes:
@@ -60,11 +67,11 @@ def program() -> bytes:
     umask = os.umask(0)
     os.umask(umask)
     library = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    lines = [_PROGRAM, "module('madrigal', '')\nmodule('madrigal.onhost', '')\n"]
+    lines = [_PROGRAM, "Sent.sources['madrigal'] = Sent.sources['madrigal.onhost'] = ''\n"]
     for name in HOST_PART:
         with open(f"{library}/{name.replace('.', '/')}.py", encoding="utf-8") as file:
-            lines.append(f"module('madrigal.{name}', {file.read()!a})\n")
-    lines.append(f"sys.modules['madrigal.onhost.worker'].main({_MARKER!r}, {local.timeouts()!r}, {umask})\n")
+            lines.append(f"Sent.sources['madrigal.{name}'] = {file.read()!a}\n")
+    lines.append(f"from madrigal.onhost import worker\nworker.main({_MARKER!r}, {local.timeouts()!r}, {umask})\n")
     text = "".join(lines).encode("ascii")
     return b"%d\n%s" % (len(text), text)
 
