@@ -177,6 +177,21 @@ def test_an_overlay_is_told_from_a_whole_image(tmp_path: Path) -> None:
     assert image.is_overlay(str(overlay))
 
 
+@pytest.mark.parametrize("compat", ["0.10", "1.1"])
+def test_the_backing_file_of_an_overlay_is_named_with_its_format(tmp_path: Path, compat: str) -> None:
+    base = made(tmp_path / "base")
+    image.create(base, "qcow2", MIB, "", *PATIENCE)
+    assert image.backing(base) is None
+    for name, more, format in (("a b;'*", ["-F", "qcow2"], "qcow2"), ("x" * 1000, ["-F", "raw"], "raw")):
+        create = ["qemu-img", "create", "-u", "-f", "qcow2", "-o", f"compat={compat}", "-b", name, *more]
+        subprocess.run([*create, tmp_path / "top", "1M"], check=True, capture_output=True)
+        assert image.backing(str(tmp_path / "top")) == (name, format)
+    # an older qemu-img said no format, and another program may say other things there
+    header = (tmp_path / "top").read_bytes().replace(b"\xe2\x79\x2a\xca", b"\x12\x34\x56\x78", 1)
+    (tmp_path / "top").write_bytes(header)
+    assert image.backing(str(tmp_path / "top")) == ("x" * 1000, "")
+
+
 def test_an_image_that_is_in_use_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "image"
     image.create(made(path), "qcow2", MIB, "", *PATIENCE)
@@ -203,7 +218,14 @@ CALLS: dict[str, Callable[[str], object]] = {
     "convert from": lambda format: image.convert("/nowhere/image", format, "/nowhere/target", "raw", *PATIENCE),
     "convert to": lambda format: image.convert("/nowhere/image", "raw", "/nowhere/target", format, *PATIENCE),
     "grow": lambda format: image.grow("/nowhere/image", format, MIB, *PATIENCE),
+    "resize": lambda format: image.resize("/nowhere/image", format, MIB, False, *PATIENCE),
+    "overlay": lambda format: image.overlay("/nowhere/image", MIB, "/x", format, "", *PATIENCE),
+    "rebase": lambda format: image.rebase("/nowhere/image", "/x", format, *PATIENCE),
+    "rename_backing": lambda format: image.rename_backing("/nowhere/image", "/x", format, *PATIENCE),
 }
+
+OF_ONE_FORMAT = {"virtual_size", "is_overlay", "backing", "is_empty", "preallocated", "fill"}
+"""They read a header that must be qcow2's, or are for one format alone."""
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -215,13 +237,13 @@ def test_no_call_without_a_known_format(monkeypatch: pytest.MonkeyPatch, name: s
 
 
 def test_every_function_has_its_row_and_a_mandatory_format() -> None:
-    """Two read a header that must be qcow2's; all that run qemu-img give the format."""
+    """All that run qemu-img give the format."""
     functions = {
         name: value
         for name, value in vars(image).items()
         if inspect.isfunction(value) and value.__module__ == image.__name__ and not name.startswith("_")
     }
-    assert set(functions) == {name.split()[0] for name in CALLS} | {"virtual_size", "is_overlay"}
+    assert set(functions) == {name.split()[0] for name in CALLS} | OF_ONE_FORMAT
     for name in {name.split()[0] for name in CALLS}:
         parameters = inspect.signature(functions[name]).parameters.values()
         formats = [p for p in parameters if p.name.endswith("format")]
@@ -231,9 +253,50 @@ def test_every_function_has_its_row_and_a_mandatory_format() -> None:
 
 @pytest.mark.parametrize("format", ["vmdk", "vdi"])
 def test_images_are_made_raw_or_qcow2_only(format: str) -> None:
-    for name in ("create", "convert to", "grow"):
+    for name in ("create", "convert to", "grow", "resize"):
         with pytest.raises(UsageError, match="it must be raw, qcow2"):
             CALLS[name](format)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_overlays(tmp_path: Path, name: str) -> None:
+    """On any file, by a name as it is given; moved to another with the same content, and to none."""
+    base, other, top = tmp_path / "base" / name, tmp_path / "other", tmp_path / "top"
+    base.parent.mkdir()
+    base.write_bytes(data())
+    image.convert(str(base), "raw", made(other), "qcow2", *PATIENCE)
+    for backing, format in ((str(base), "raw"), (f"base/{name}", "raw"), ("other", "qcow2")):
+        image.overlay(made(top), 3 * MIB, backing, format, "cluster_size=4k", *PATIENCE)
+        assert image.backing(str(top)) == (backing, format) and image.is_empty(str(top))
+        assert content(top, "qcow2") == data() and image.virtual_size(str(top)) == 3 * MIB
+    image.rebase(str(top), str(base), "raw", *PATIENCE)
+    assert image.backing(str(top)) == (str(base), "raw") and content(top, "qcow2") == data()
+    image.rebase(str(top), "", "", *PATIENCE)
+    base.unlink()
+    assert image.backing(str(top)) is None and not image.is_empty(str(top)) and content(top, "qcow2") == data()
+
+
+def test_a_backing_file_is_a_file(tmp_path: Path) -> None:
+    for name in ("nbd:localhost:1", 'json:{"driver":"null-co"}', "fd:3"):
+        with pytest.raises(BadImage, match="name of a backing file"):
+            image.overlay(made(tmp_path / "top"), MIB, name, "raw", "", *PATIENCE)
+
+
+def test_headers_of_overlays(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    for compat in ("0.10", "1.1"):
+        image.overlay(made(top), MIB, "/x", "raw", f"compat={compat}", *PATIENCE)
+        assert image.backing(str(top)) == ("/x", "raw")
+        header = bytearray(top.read_bytes())
+        header[8:16] = (1 << 40).to_bytes(8, "big")
+        top.write_bytes(header)
+        with pytest.raises(BadImage, match="damaged header"):
+            image.backing(str(top))
+    for bad in (b"", b"QFI\xfb", bytes(4096)):
+        top.write_bytes(bad)
+        for function in (image.backing, image.is_empty, image.is_overlay, image.virtual_size):
+            with pytest.raises(BadImage):
+                function(str(top))
 
 
 FAKE = """#!{python}

@@ -5,6 +5,7 @@ relative to the open directory: if somebody removes the directory and another ru
 rename lands in the removed one.
 """
 
+import errno
 import os
 import stat
 
@@ -67,6 +68,15 @@ class Part:
         os.close(self.dir_fd)
         self._undo.forget(self.discard)
 
+    def publish_in(self, directory: "Part", name: str, mode: int) -> None:
+        """Give it NAME within DIRECTORY, a part too, with MODE as its permissions.  It is on the disk then."""
+        os.fchmod(self.fd, mode)
+        os.fsync(self.fd)
+        os.rename(self.part, name, src_dir_fd=self.dir_fd, dst_dir_fd=directory.fd)
+        os.close(self.fd)
+        os.close(self.dir_fd)
+        self._undo.forget(self.discard)
+
     def discard(self) -> None:
         """Take it back."""
         self._undo.forget(self.discard)
@@ -74,6 +84,38 @@ class Part:
             remove(self.dir_fd, self.part)
         finally:
             os.close(self.dir_fd)
+
+
+class Nameless:
+    """A file without a name in DIRECTORY, which no kill leaves behind: for what is to be copied to its place."""
+
+    is_dir = False
+
+    def __init__(self, undo: "Undo", directory: str) -> None:
+        self._undo = undo
+        self.fd = _nameless(directory)
+        undo.push(self.discard)
+
+    @property
+    def path(self) -> str:
+        """For programs that want a name, as long as this process lives."""
+        return "/proc/{}/fd/{}".format(os.getpid(), self.fd)
+
+    def discard(self) -> None:
+        self._undo.forget(self.discard)
+        os.close(self.fd)
+
+
+def _nameless(directory: str) -> int:
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # NFS for one has no files without a name
+            raise
+    name = os.path.join(directory, ".madrigal.{}.part".format(os.urandom(8).hex()))
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.unlink(name)
+    return fd
 
 
 def is_part(name: str) -> bool:
@@ -124,8 +166,31 @@ def remove(dir_fd: "Optional[int]", name: str) -> bool:
     return True
 
 
+def link(undo: "Undo", target: str, path: str) -> None:
+    """Make PATH a symbolic link to TARGET, in place of what is there."""
+    directory, name = os.path.split(path)
+    temporary = os.path.join(directory, ".{}.link.part".format(name))
+    remove(None, temporary)
+    if os.path.isdir(path) and not os.path.islink(path):
+        remove(None, path)
+    if not os.path.lexists(path):
+        undo.push(os.unlink, path)
+    undo.push(os.unlink, temporary)
+    os.symlink(target, temporary)
+    os.rename(temporary, path)
+
+
 def remove_parts(dir_fd: int, name: str) -> None:
     """Remove what interrupted runs left of NAME.  The caller holds the lock, so nobody is writing them."""
     for entry in os.listdir(dir_fd):
         if is_part_of(name, entry):
             remove(dir_fd, entry)
+
+
+def sync(path: str) -> None:
+    """Flush the file or directory at PATH to the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
