@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 from conftest import Hosts
 
-from madrigal import disks, transfer
+from madrigal import disks, migration, transfer
 from madrigal.host import Host
+from madrigal.host.bridge import BridgeSession
 from madrigal.host.channel import Channel
 from madrigal.location import Location
+from madrigal.storage import files
 
 MIB = 1 << 20
 
@@ -50,7 +53,7 @@ class Meter:
 
         return count
 
-    def of(self, function: Callable[..., None], *arguments: Any, **more: Any) -> dict[str, int]:
+    def of(self, function: Callable[..., object], *arguments: Any, **more: Any) -> dict[str, int]:
         """How often FUNCTION waits for each host."""
         self.waits.clear()
         self.sessions.clear()
@@ -78,10 +81,59 @@ def test_round_trips(
     assert of(transfer.move, vm, there) == {"host01": 2, "host02": 2}  # again
     assert of(transfer.move, there, here) == {"host02": 3}
     assert of(transfer.move, here, vm) == {"host01": 2}
-    assert of(transfer.save, one, Location("", f"{datastore}/saved"), whole=False) == {"host01": 3}
+    state = {"format": "raw", "snapshot": -1, "image": ""}
+    assert of(transfer.save, one, Location("", f"{datastore}/saved"), state) == {"host01": 3}
+    assert of(transfer.copy_whole, image, two, state, monitor="ssh") == {"host01": 2}
+    assert of(transfer.copy, image, two, monitor="ssh", near=True) == {"host01": 2}
     assert of(transfer.bring_back, two, image) == {"host01": 3}
     assert of(transfer.bring_back, two, image) == {"host01": 2}  # again
+    (tmp_path / "qcow2").write_bytes(b"")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", tmp_path / "qcow2", "1M"], check=True)
+    qcow2 = Location("", str(tmp_path / "qcow2"))
+    assert of(disks.overlay, qcow2, two, 0) == {"host01": 2}  # which has no datastores of its own there
+    assert of(transfer.copy, qcow2, two, state={**state, "format": "qcow2"}, chain=True) == {"host01": 2}
     assert of(disks.link, Location("", one.path), two, relative=False) == {"host01": 2}
     assert of(transfer.copy, Location("host01", one.path), two) == {"host01": 2}
     assert of(transfer.move, vm, Location("host01", f"{datastore}/18")) == {"host01": 2}
+    assert of(disks.resize, Location("host01", f"{datastore}/18/disk.0"), "raw", 2 * MIB, False) == {"host01": 2}
+    old, new = Location("host01", f"{datastore}/18"), Location("host02", f"{datastore}/18")
+    assert of(migration.make_room, new, old, "ssh") == {"host02": 2}
+    os.makedirs(hosts.on("host02", new.path))
+    assert of(migration.make_room, new, old, "ssh") == {"host01": 2, "host02": 2}
+    os.makedirs(hosts.on("host02", new.path))
+    assert of(migration.remove, new, old) == {"host01": 2, "host02": 2}
     assert of(disks.delete, Location("host01", f"{datastore}/18")) == {"host01": 2}
+
+
+def test_round_trips_of_datastores(
+    hosts: Hosts, env: dict[str, str], datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = Meter(monkeypatch).of
+    (tmp_path / "image").write_bytes(os.urandom(MIB))
+    path, other = f"{datastore}/image", f"{datastore}/other"
+
+    def on(names: list[str], act: Callable[[files.Store], object]) -> None:
+        with BridgeSession(names, "BRIDGE_LIST") as session:
+            act(files.Store(session, datastore))
+
+    def add(driver: str) -> Callable[[files.Store], object]:
+        opened = lambda name: os.open(name, os.O_RDONLY)  # noqa: E731
+        return lambda store: store.add(path, str(tmp_path / "image"), opened, {}, True, True, driver)
+
+    def across() -> None:
+        with BridgeSession(["host01"], "SOURCE_BRIDGE_LIST") as given:
+            on(["host02"], lambda store: store.clone(path, "raw", other, "", given))
+
+    assert of(on, hosts.names, add("")) == {"host01": 2}
+    assert of(on, hosts.names, add("")) == {"host01": 2}  # again
+    assert of(on, hosts.names, lambda store: store.clone(path, "raw", other, "qcow2")) == {"host01": 2}
+    assert of(across) == {"host01": 3, "host02": 2}  # a third time for who gives data
+    for act in (
+        lambda store: store.export(path, "raw"),
+        lambda store: store.remove(path),
+        lambda store: store.make(path, "raw", MIB, "", []),
+        lambda store: store.capacity(),
+        lambda store: store.remove(path),
+    ):
+        assert of(on, hosts.names, act) == {"host01": 2}
+    assert of(on, hosts.names, add("qcow2")) == {"host01": 2}

@@ -10,7 +10,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -609,7 +608,7 @@ def test_deletes_at_once_do_not_end_each_other(far: Machine, datastore: str) -> 
     assert not far.left(datastore)
 
 
-def test_deletes_that_wait_for_a_holder_do_not_end_each_other(far: Machine, hosts: Hosts, datastore: str) -> None:
+def test_deletes_that_wait_for_a_holder_do_not_end_each_other(far: Machine, datastore: str) -> None:
     def delete() -> object:
         with far.host.session() as session:
             return session.call("delete", path=f"{datastore}/17", within=f"{datastore}/17")
@@ -625,7 +624,7 @@ def test_deletes_that_wait_for_a_holder_do_not_end_each_other(far: Machine, host
     with far.host.session() as session:
         session.call("hold", path=f"{datastore}/17", make="all")
     lock = f"{datastore}/.17.lock"
-    holder, _ = in_thread(lambda: hosts.run("host01", [sys.executable, "-c", slow_to_end, lock]))
+    holder, _ = in_thread(lambda: far.host.run(["python3", "-c", slow_to_end, lock], 60))
     assert eventually(lambda: far.files(lock).exists() and far.files(lock).read_text() == "held")
     work = [in_thread(delete) for _ in range(4)]
     for thread in (*(thread for thread, _ in work), holder):

@@ -110,11 +110,34 @@ def test_worker_moves_and_removes(session: RemoteSession, tmp_path: Path) -> Non
         assert session.call("move", source=str(vm), path=str(other))["way"] == "rename"
         frames = [frame for frame in session.send(str(other)) if frame[0] == b"D"]
         assert frames == [(b"D", 0, b"disk")]
-        assert session.call("give_back", path=str(other / "disk.0"), target="/x")["allocated"] is not None
-        session.tell("place", source=str(other / "disk.0"), path=str(tmp_path / "images/x"))
+        state = {"format": "raw", "snapshot": -1, "image": ""}
+        disk, image = str(other / "disk.0"), str(tmp_path / "images/x")
+        assert session.call("give_back", path=disk, target="/x", state=state)["allocated"] is not None
+        settle = {"chain": False, "fresh": False}
+        session.tell("copy_whole", source=disk, path=image, state=state, settle=settle, is_going=True)
         session.tell("tidy", path=str(vm))
     assert (tmp_path / "images/x").read_bytes() == b"disk"
     assert not vm.exists()
+
+
+def test_worker_keeps_snapshots(session: RemoteSession, tmp_path: Path) -> None:
+    vm, image = tmp_path / "0/17", tmp_path / "1/image"
+    with session:
+        session.tell("hold", path=str(vm), make="all")
+        session.tell("hold", path=str(image), make="parents")
+        session.tell("make", path=str(image), format="qcow2", size=MIB)
+        for number, format in ((0, "qcow2"), (1, "raw")):
+            disk, chained = str(vm / f"disk.{number}"), format == "qcow2"
+            session.tell("make", path=disk, format=format, size=MIB)
+            for method, snapshot in (("create", 9), ("create", 10), ("delete", 9), ("revert", 10)):
+                assert session.call(f"snap_{method}", path=disk, snapshot=snapshot, chained=chained)
+        session.tell("link", target=str(image), path=str(vm / "disk.2"))
+        session.tell("snap_create", path=str(vm / "disk.2"), snapshot=0, chained=True)
+        assert session.call("snap_flatten", path=str(image), snapshot=0, format="qcow2")
+    assert os.readlink(vm / "disk.0") == "disk.0.snap/11" and not (vm / "disk.1").is_symlink()
+    names = {path.name for disk in (0, 1) for path in (vm / f"disk.{disk}.snap").iterdir()}
+    assert names == {"10", "11", "disk.0.snap"}
+    assert sorted(os.listdir(image.parent)) == ["image"] and not image.is_symlink()
 
 
 def test_worker_deletes_and_takes_back(session: RemoteSession, tmp_path: Path) -> None:

@@ -2,87 +2,33 @@
 
 import errno
 import os
+import stat
 
 from madrigal.errors import InUse, NotFound, NotSupported
 from madrigal.onhost import part
-from madrigal.onhost.lock import Lock, lock_path
+from madrigal.onhost.holding import Holding
+from madrigal.onhost.lock import locked_in
 from madrigal.onhost.part import Part
-from madrigal.onhost.undo import Undo
 
 # The other modules are imported where they are needed: an action on the front-end pays for what it uses.
 
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+    from typing import Any, Dict, Iterator, List, Optional, Union
 
+    from madrigal.onhost.guest import Guest
+    from madrigal.onhost.layout import Layout
+    from madrigal.onhost.part import Nameless
+    from madrigal.onhost.snapshots import Copies, Links
     from madrigal.onhost.stream import Frame
 
 
-class Session:
-    """The public methods are what a front-end may ask of a host (host/worker.py); arguments and results are JSON.
+class Session(Holding):
+    """The public methods are what a front-end may ask of a host (host/worker.py); arguments and results are JSON."""
 
-    `timeouts` are seconds: `lock` to wait for others, `work` for one program.
-    """
-
-    def __init__(self, timeouts: "Dict[str, float]", waiting: "Callable[[], None]" = lambda: None) -> None:
-        self._timeouts = timeouts
-        self._waiting = waiting
-        self._undo = Undo()
-        self._locks: "List[Lock]" = []
-
-    # -- who may change what ---------------------------------------------------------------------------------
-
-    def hold(self, path: str, make: str = "") -> None:
-        """Lock the VM directory or image at PATH, which need not exist.  Held already is fine.
-
-        MAKE: "parents" creates the directories above it that are missing, "all" the directory PATH too;
-        otherwise NotFound is raised if there are none above.
-        """
-        if any(os.path.realpath(lock.file) == os.path.realpath(lock_path(path)) for lock in self._locks):
-            return
-        parent, lock = os.path.dirname(path), Lock(path)
-        while True:
-            if make:
-                self._make_dirs(parent)
-            elif not os.path.isdir(parent):
-                raise NotFound("{} does not exist".format(parent))
-            try:
-                lock.acquire(self._timeouts["lock"], waiting=self._waiting)
-                break
-            except FileNotFoundError:
-                continue  # whoever made the directory has just failed and taken it back
-        self._locks.append(lock)
-        self._undo.push(lock.release)  # after what is made under it, before the directory it lies in
-        if make == "all":
-            self._make_dirs(path)
-
-    def done(self) -> None:
-        """All is well: what was made stays."""
-        self._undo.clear()
-        self._release()
-
-    def fail(self) -> "List[str]":
-        """Take back what was made; returns what could not be taken back."""
-        failures = self._undo.unwind()
-        self._release()
-        return failures
-
-    def _release(self) -> None:
-        while self._locks:
-            self._locks.pop().release()
-
-    def _make_dirs(self, path: str) -> None:
-        if os.path.isdir(path):
-            return
-        self._make_dirs(os.path.dirname(path))
-        self._undo.push(_remove_empty, path)
-        try:
-            os.mkdir(path)
-        except FileExistsError:
-            # another action was first, or it is something else; either way not ours
-            self._undo.forget(_remove_empty, path)
-            if not os.path.isdir(path):
-                raise InUse("{} is not a directory".format(path)) from None
+    arrived: "Optional[Union[Part, Nameless]]" = None
+    """What was received and has no name yet."""
 
     # -- asking ----------------------------------------------------------------------------------------------
 
@@ -92,6 +38,17 @@ class Session:
 
         return stream.measure(path)
 
+    def weigh(self, path: str, state: "Dict[str, Any]", whole: bool = False) -> int:
+        """Bytes that the disk or image PATH takes with its snapshots (onhost/layout.py).
+
+        Raises NotFound or BadImage if it has no such STATE; WHOLE: all of it is wanted.
+        """
+        from madrigal.onhost import layout
+
+        if not whole:
+            layout.state(path, state)
+        return layout.Place(path, state["format"]).allocated()
+
     def exists(self, path: str) -> bool:
         return os.path.lexists(path)
 
@@ -99,6 +56,25 @@ class Session:
         """Raise NotFound(MESSAGE) if PATH does not exist."""
         if not os.path.exists(path):
             raise NotFound(message)
+
+    def sizes(self, path: str) -> "List[str]":
+        """A line for each VM in the system datastore PATH (onhost/monitor_ds.py)."""
+        from madrigal.onhost import monitor_ds
+
+        return list(monitor_ds.lines(path))
+
+    def need_device(self, path: str) -> None:
+        """Raise NotFound if there is no PATH, NotSupported if it is not a block device."""
+        if not os.path.exists(path):
+            raise NotFound("the device {} does not exist: is it attached there?".format(path))
+        if not stat.S_ISBLK(os.stat(path).st_mode):
+            raise NotSupported("{} is not a block device, and this driver links nothing else".format(path))
+
+    def refuse_used(self, path: str) -> None:
+        """Raise InUse if a process has locked a file in the directory PATH, as a running VM does with its disks."""
+        used = locked_in(path)
+        if used:
+            raise InUse("{} is in use: a process has locked {}".format(path, used))
 
     def offer(self, path: str, probe: str) -> "Optional[Dict[str, Any]]":
         """Hold PATH and show a file named PROBE in it, to find out who else sees it; what measure() says of it.
@@ -108,38 +84,39 @@ class Session:
         if not os.path.lexists(path):
             return None
         self.hold(path)
+        self.show(path, probe)
+        return self.measure(path)
+
+    def show(self, path: str, probe: str) -> None:
+        """Make a file named PROBE in the directory PATH; raises NotFound if there is none."""
+        if not os.path.isdir(path):
+            raise NotFound("{} does not exist".format(path))
         name = _probe(path, probe)
         self._undo.push(os.unlink, name)
         os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        return self.measure(path)
 
     def see(self, paths: "List[str]", probe: str) -> str:
-        """The first of PATHS where the PROBE of offer() is seen, "" if it is nowhere."""
+        """The first of PATHS where the PROBE of show() is seen, "" if it is nowhere."""
         return next((path for path in paths if os.path.exists(_probe(path, probe))), "")
 
     def hide(self, path: str, probe: str) -> None:
-        """Remove the PROBE of offer()."""
+        """Remove the PROBE of show()."""
         os.unlink(_probe(path, probe))
         self._undo.forget(os.unlink, _probe(path, probe))
 
-    def give_back(self, path: str, target: str) -> "Dict[str, Any]":
+    def give_back(self, path: str, target: str, state: "Dict[str, Any]") -> "Dict[str, Any]":
         """Hold the directory of the disk PATH, which is to be moved to TARGET, a path that may be another machine's.
 
-        {"there": whether there is the directory, "moved": whether PATH leads to TARGET, "allocated": bytes or None}
+        {"there": whether there is the directory, "moved": whether PATH leads to TARGET or a snapshot of it,
+        "allocated": bytes or None}
         """
         if not os.path.lexists(os.path.dirname(path)):
             return {"there": False, "moved": False, "allocated": None}
         self.hold(os.path.dirname(path))
-        moved = os.path.islink(path) and os.path.realpath(path) == os.path.realpath(target)
+        leads, goal = os.path.realpath(path), os.path.realpath(target)
+        moved = os.path.islink(path) and (leads == goal or os.path.dirname(leads) == os.path.realpath(target + ".snap"))
         there = not moved and os.path.lexists(path)
-        return {"there": True, "moved": moved, "allocated": self.measure(path)["allocated"] if there else None}
-
-    def refuse_overlay(self, path: str) -> None:
-        """Raise NotSupported if the qcow2 image at PATH is not whole without another file."""
-        from madrigal.onhost import image
-
-        if image.is_overlay(path):
-            raise NotSupported("{} is the top of a snapshot chain, which this driver cannot flatten yet".format(path))
+        return {"there": True, "moved": moved, "allocated": self.weigh(path, state, True) if there else None}
 
     # -- for who works on this machine himself ------------------------------------------------------------
 
@@ -148,21 +125,76 @@ class Session:
         directory, name = os.path.split(path)
         return Part(self._undo, directory, name, tag, beside=beside)
 
-    def publish(self, made: Part, grow: "Optional[List[Any]]" = None, mode: "Optional[int]" = None) -> None:
-        """Give the part its name, grown to GROW = [format, bytes], with MODE or as the umask has it."""
-        if grow and not made.is_dir:
-            from madrigal.onhost import image
+    def publish(
+        self,
+        made: Part,
+        grow: "Optional[List[Any]]" = None,
+        mode: "Optional[int]" = None,
+        chain: bool = False,
+        preallocate: str = "",
+    ) -> None:
+        """Give the part its name, grown to GROW = [format, bytes], with MODE or as the umask has it.
 
-            image.grow(made.path, grow[0], grow[1], self._waiting, self._timeouts["work"])
+        CHAIN: as the first of a chain (onhost/layout.py).  PREALLOCATE: its format if it has all its room.
+        """
+        if (grow or preallocate) and not made.is_dir:
+            made = self._layout().sized(made, grow, preallocate)
+        if chain:
+            self._layout().put_in_chain(made)
+            return
         made.publish((0o777 if made.is_dir else 0o666) & ~_umask() if mode is None else mode)
+
+    def _layout(self) -> "Layout":
+        from madrigal.onhost.layout import Layout
+
+        return Layout(self._undo, self._waiting, self._timeouts["work"], _umask())
+
+    def _guest(self, described: "Dict[str, Any]") -> "Guest":
+        """Of a VM that runs on this machine, DESCRIBED by the front-end: its `uri`, `domain` and `timeout`."""
+        from madrigal.onhost.guest import Guest
+
+        args = described["uri"], described["domain"], described["timeout"]
+        return Guest(*args, stall=self._timeouts["work"], waiting=self._waiting)
 
     # -- making ----------------------------------------------------------------------------------------------
 
-    def send(self, path: str) -> "Iterator[Frame]":
-        """The frames of what PATH leads to (onhost/stream.py), without the last."""
+    def send(self, path: str, state: "Optional[Dict[str, Any]]" = None, whole: bool = False) -> "Iterator[Frame]":
+        """The frames of what PATH leads to (onhost/stream.py), without the last.
+
+        With STATE, of one file that has this state of the disk or image (onhost/layout.py), or WHOLE, of it and all its
+        snapshots.
+        """
         from madrigal.onhost import stream
 
-        return stream.give(path)
+        if state is None:
+            return stream.give(path)
+        if whole:
+            from madrigal.onhost import layout
+
+            return layout.give(path, state["format"])
+        return self._send_state(path, state)
+
+    def _send_state(self, path: str, state: "Dict[str, Any]") -> "Iterator[Frame]":
+        from madrigal.onhost import layout, stream
+
+        made = None
+        if state.get("guest"):
+            self.hold(state["hold"])
+            made = self.part(path, "live")
+            self._guest(state["guest"]).save(path, state["format"], made)
+            top = made.path
+        else:
+            top, lies_on_others = layout.state(path, state)
+            if lies_on_others:
+                self.hold(state["hold"])
+                made = self.part(path, "flat")
+                self._layout().flatten(top, made)
+        try:
+            for frame in stream.give(made.path if made else top):
+                yield frame
+        finally:
+            if made:
+                made.discard()
 
     def receive(
         self,
@@ -170,36 +202,107 @@ class Session:
         path: str,
         grow: "Optional[List[Any]]" = None,
         keep_mode: bool = False,
+        chain: bool = False,
+        preallocate: str = "",
+        settle: "Optional[Dict[str, Any]]" = None,
+        staging: "Optional[str]" = None,
     ) -> int:
         """Make PATH of FRAMES, growing it to GROW = [format, bytes] first; returns how many bytes of data they had.
 
-        It gets the permissions the umask allows, or with KEEP_MODE those of the original.
+        It gets the permissions the umask allows, or with KEEP_MODE those of the original.  CHAIN and PREALLOCATE as
+        for publish().  With SETTLE the frames have a disk and its snapshots (onhost/layout.py).  STAGING: a file is
+        left to image(do="adopt"), until then as a part ("") or without a name in that directory.
         """
         from madrigal.onhost import stream
 
         directory, name = os.path.split(path)
-        receiver = stream.Receiver(self._undo, directory, name, "stream")
+        receiver = stream.Receiver(self._undo, directory, name, "stream", staging or "")
         for frame in frames:
             receiver.take(*frame)
         made = receiver.finish()
-        self.publish(made, grow, receiver.about["mode"] if keep_mode else None)
+        if settle and isinstance(made, Part):
+            self._layout().settle(made, grow, settle)
+        elif staging is not None and not made.is_dir:
+            self.arrived = made
+        elif isinstance(made, Part):
+            self.publish(made, grow, receiver.about["mode"] if keep_mode else None, chain, preallocate)
         return receiver.bytes
 
-    def copy(self, source: str, path: str, grow: "Optional[List[Any]]" = None) -> "Dict[str, Any]":
-        """Make PATH a copy of the file or directory SOURCE of this machine; returns {"way": how}."""
+    def copy(
+        self,
+        source: str,
+        path: str,
+        state: "Optional[Dict[str, Any]]" = None,
+        grow: "Optional[List[Any]]" = None,
+        chain: bool = False,
+        preallocate: str = "",
+    ) -> "Dict[str, Any]":
+        """Make PATH a copy of the file or directory SOURCE of this machine; returns {"way": how}.
+
+        With STATE, of this state of the disk or image SOURCE (onhost/layout.py).  The rest is as for receive().
+        """
         from madrigal.onhost import copy, stream
 
+        if state is not None and state.get("guest"):
+            made = self.part(path, "copy")
+            way = self._guest(state["guest"]).save(source, state["format"], made)
+            self.publish(made)
+            return {"way": way}
+        lies_on_others = False
+        if state is not None:
+            from madrigal.onhost import layout
+
+            source, lies_on_others = layout.state(source, state)
         if stream.measure(source)["type"] == "dir":
             self.receive(stream.give(source), path)
             return {"way": "files"}
-        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            made = self.part(path, "copy")
-            way = copy.copy_file(fd, made.fd, self._waiting)
-        finally:
-            os.close(fd)
-        self.publish(made, grow)
+        made = self.part(path, "copy")
+        if lies_on_others:
+            self._layout().flatten(source, made)
+            way = "convert"
+        else:
+            fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                way = copy.copy_file(fd, made.fd, self._waiting)
+            finally:
+                os.close(fd)
+        self.publish(made, grow, None, chain, preallocate)
         return {"way": way}
+
+    def copy_whole(
+        self,
+        source: str,
+        path: str,
+        state: "Dict[str, Any]",
+        settle: "Dict[str, Any]",
+        grow: "Optional[List[Any]]" = None,
+        is_going: bool = False,
+    ) -> "Dict[str, Any]":
+        """Make PATH a copy of the disk or image SOURCE and its snapshots; returns {"way": how}.
+
+        SETTLE and IS_GOING: onhost/layout.py.
+        """
+        from madrigal.onhost import layout
+
+        if os.path.isdir(source):  # an image of 3.4
+            self.receive(layout.give(source, state["format"]), path, grow, settle=settle)
+            return {"way": "files"}
+        directory, name = os.path.split(path)
+        made = Part(self._undo, directory, name, "copy", is_dir=True)
+        way = self._layout().gather(source, state["format"], made, is_going)
+        self._layout().settle(made, grow, settle)
+        return {"way": way}
+
+    def overlay(self, source: str, path: str, size: int, options: str) -> None:
+        """Make PATH a qcow2 disk of SIZE bytes, or as many as the qcow2 image SOURCE has, on top of that.
+
+        OPTIONS: what qemu-img is to know of the format.
+        """
+        self._layout().overlay(source, self.part(path, "new"), size, options)
+
+    def link_image(self, source: str, path: str) -> str:
+        """Make the disk PATH a link to the newest file of the qcow2 image SOURCE; returns where it leads."""
+        return self._layout().link_image(source, path)
 
     def make(
         self,
@@ -209,13 +312,17 @@ class Session:
         fs: str = "",
         fs_options: "Optional[List[str]]" = None,
         options: str = "",
+        preallocate: bool = False,
     ) -> None:
         """Make PATH an empty image of SIZE bytes with the file system FS (`swap` too) in it.
 
-        FS_OPTIONS are further words for mkfs, OPTIONS what qemu-img is to know of the format.
+        FS_OPTIONS are further words for mkfs, OPTIONS what qemu-img is to know of the format.  PREALLOCATE: with room
+        on the disk for all of it.
         """
         from madrigal.onhost import filesystem, image
 
+        if preallocate and format == "qcow2":
+            options = image.preallocated(options)
         made = self.part(path, "new")
         timeout = self._timeouts["work"]
         if not fs:
@@ -225,22 +332,21 @@ class Session:
             image.create(plain.path, "raw", size, "", self._waiting, timeout)
             filesystem.make(plain.path, fs, fs_options or [], self._waiting, timeout)
             if plain is not made:
-                image.convert(plain.path, "raw", made.path, format, self._waiting, timeout)
+                image.convert(plain.path, "raw", made.path, format, self._waiting, timeout, options)
                 plain.discard()
+        if preallocate and format == "raw":
+            image.fill(made.path, 0, size, self._waiting)  # last: mkfs gives back what it does not use
         self.publish(made)
+
+    def resize(self, path: str, format: str, size: int, preallocate: bool) -> None:
+        """Let the disk in the file that PATH leads to have SIZE bytes, no fewer than now (onhost/image.py)."""
+        from madrigal.onhost import image
+
+        image.resize(os.path.realpath(path), format, size, preallocate, self._waiting, self._timeouts["work"])
 
     def link(self, target: str, path: str) -> None:
         """Make PATH a symbolic link to TARGET, in place of what is there."""
-        directory, name = os.path.split(path)
-        temporary = os.path.join(directory, ".{}.link.part".format(name))
-        self._remove(temporary)
-        if os.path.isdir(path) and not os.path.islink(path):
-            self._remove(path)
-        if not os.path.lexists(path):
-            self._undo.push(os.unlink, path)
-        self._undo.push(os.unlink, temporary)
-        os.symlink(target, temporary)
-        os.rename(temporary, path)
+        part.link(self._undo, target, path)
 
     def move(self, source: str, path: str) -> "Dict[str, Any]":
         """Make PATH the directory SOURCE of this machine, which is gone then; returns {"way": how}.
@@ -262,7 +368,7 @@ class Session:
             self._remove(path)
         try:
             os.rename(source, path)
-            _sync_dir(os.path.dirname(path))
+            part.sync(os.path.dirname(path))
             return {"way": "rename"}
         except OSError as error:
             if error.errno != errno.EXDEV:
@@ -272,24 +378,33 @@ class Session:
         self._remove(source)
         return {"way": "files"}
 
-    def place(self, source: str, path: str) -> "Dict[str, Any]":
-        """Make PATH the same as the file SOURCE, which stays: a hard link, else a copy; returns {"way": how}."""
-        directory, name = os.path.split(path)
-        source = os.path.realpath(source)
-        if os.path.exists(path) and os.path.samefile(source, path):
-            return {"way": "a link of before"}
-        temporary = os.path.join(directory, ".{}.place.part".format(name))
-        self._remove(temporary)
-        self._undo.push(os.unlink, temporary)
-        try:
-            os.link(source, temporary)
-            _sync_file(temporary)
-        except OSError:  # a directory, another file system, one without hard links, or a file of another user
-            return self.copy(source, path)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.rename(temporary, path)
-        _sync_dir(directory)
-        return {"way": "rename"}
+    # -- snapshots (onhost/snapshots.py) -----------------------------------------------------------------------
+    #
+    # Of the disk or image at PATH; what holds it is held, and the image a disk leads to is held then.  CHAINED:
+    # whether they are overlays on one another.  GUEST: the VM, if it runs.  Each returns whether there was work to do.
+
+    def snap_create(self, path: str, snapshot: int, chained: bool, guest: "Optional[Dict[str, Any]]" = None) -> bool:
+        """Make SNAPSHOT of what the disk holds now."""
+        return self._snapshots(path, chained, guest).create(snapshot)
+
+    def snap_revert(self, path: str, snapshot: int, chained: bool) -> bool:
+        """Let the disk hold what SNAPSHOT does."""
+        return self._snapshots(path, chained).revert(snapshot)
+
+    def snap_delete(self, path: str, snapshot: int, chained: bool, guest: "Optional[Dict[str, Any]]" = None) -> bool:
+        """Remove SNAPSHOT; the disk and the other snapshots hold what they held."""
+        return self._snapshots(path, chained, guest).delete(snapshot)
+
+    def snap_flatten(self, path: str, snapshot: int, format: str) -> bool:
+        """Make the image at PATH what SNAPSHOT holds (-1: what it holds now), and remove all snapshots."""
+        return self._snapshots(path, format == "qcow2").flatten(snapshot)
+
+    def _snapshots(self, path: str, chained: bool, guest: "Optional[Dict[str, Any]]" = None) -> "Union[Copies, Links]":
+        from madrigal.onhost import snapshots
+
+        runs = self._guest(guest) if guest else None
+        work = snapshots.Work(self, self._make_dirs, self._undo, self._waiting, self._timeouts["work"], runs)
+        return work.open(path, chained)
 
     def mark(self, path: str, text: str) -> None:
         """Say in PATH, a datastore's `.monitor`, how the host is to monitor it; "" is for not at all.
@@ -313,78 +428,17 @@ class Session:
             file.write(text + "\n")
         os.rename(temporary, path)
 
-    # -- removing --------------------------------------------------------------------------------------------
+    # -- an image datastore ----------------------------------------------------------------------------------
 
-    def delete(self, path: str, within: str, beside: "Sequence[str]" = ()) -> bool:
-        """Remove PATH, and PATH + each of BESIDE; who still works on WITHIN, PATH or the directory it is in, is ended.
+    def image(self, do: str, **arguments: "Any") -> "Any":
+        """What Images.DO (onhost/images.py) returns."""
+        from madrigal.onhost.images import Images
 
-        Returns whether it was there.  Its parts go too, and nobody who waits for WITHIN makes it again.
-        """
-        lock = Lock(within)
-        try:
-            lock.acquire(self._timeouts["lock"], taking_over=True, waiting=self._waiting)
-        except FileNotFoundError:
-            return False  # there is no directory to lock it in, or whoever made that took it back when we ended him
-        there = False
-        try:
-            if os.path.isdir(os.path.dirname(path)):
-                there = self._remove(path)
-                for suffix in beside:
-                    self._remove(path + suffix)
-        finally:
-            lock.release(deleted=path == within)
-        return there
-
-    def drop(self, path: str) -> None:
-        """Remove PATH, whose lock this session holds: it lies somewhere else now."""
-        self._remove(path)
-
-    def tidy(self, path: str) -> None:
-        """Remove the parts of PATH, which is not there, that a run has left which was killed in removing it."""
-        directory, name = os.path.split(path)
-        if os.path.isdir(directory) and any(part.is_part_of(name, entry) for entry in os.listdir(directory)):
-            self.hold(path)
-            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                part.remove_parts(fd, name)
-            finally:
-                os.close(fd)
-
-    def _remove(self, path: str) -> bool:
-        directory, name = os.path.split(path)
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            part.remove_parts(fd, name)
-            return part.remove(fd, name)
-        finally:
-            os.close(fd)
+        return getattr(Images(self, self._make_dirs, self._waiting, self._timeouts), do)(**arguments)
 
 
 def _probe(path: str, probe: str) -> str:
     return os.path.join(path, ".probe.{}.part".format(probe))
-
-
-def _remove_empty(path: str) -> None:
-    try:
-        os.rmdir(path)
-    except OSError:
-        pass  # somebody has put something into it meanwhile
-
-
-def _sync_file(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_dir(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _umask() -> int:

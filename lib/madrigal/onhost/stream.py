@@ -4,7 +4,8 @@ A frame is a kind, an offset and a payload:
 
     O  an object begins: JSON with path ("" for the one that was asked for), type, mode, ...
     D  data of the file that is open, at this offset
-    C  the object is complete: the CRC-32 of all its data
+    C  the object is complete: the CRC-32 of all its data; its size as the offset if the O frame has none.
+       0 for the CRC if `checked` is false in the O frame: within a machine nothing happens on the way
     X  all objects are complete
     E  the sender failed: JSON [class of madrigal.errors, text]
 """
@@ -17,11 +18,11 @@ import struct
 import zlib
 
 from madrigal.errors import BY_NAME, BadImage, DigestMismatch, MadrigalError, NoSpace, NotFound
-from madrigal.onhost.part import Part, is_part
+from madrigal.onhost.part import Nameless, Part, is_part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, Optional, Tuple
+    from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
     from madrigal.onhost.undo import Undo
 
@@ -132,11 +133,12 @@ def give_open(fd: int, about: "Dict[str, Any]") -> "Iterator[Frame]":
 
 
 class Receiver:
-    """Writes the frames of one object below a part."""
+    """Writes the frames of one object below a part; with STAGING, a file into one without a name there."""
 
-    def __init__(self, undo: "Undo", directory: str, name: str, tag: str) -> None:
+    def __init__(self, undo: "Undo", directory: str, name: str, tag: str, staging: str = "") -> None:
         self._new = undo, directory, name, tag
-        self.part: "Optional[Part]" = None
+        self._staging = staging
+        self.part: "Optional[Union[Part, Nameless]]" = None
         self.about: "Dict[str, Any]" = {}
         self.bytes = 0
         self._dirs: "Dict[str, Dict[str, Any]]" = {}
@@ -145,9 +147,10 @@ class Receiver:
 
     def take(self, kind: bytes, offset: int, payload: bytes) -> None:
         if kind == b"D":
-            if self._fd < 0 or offset + len(payload) > self._file["size"]:
+            if self._fd < 0 or (self._file["size"] is not None and offset + len(payload) > self._file["size"]):
                 raise BadImage("the stream has data outside of a file")
-            self._crc = zlib.crc32(payload, self._crc)
+            if self._file.get("checked", True):
+                self._crc = zlib.crc32(payload, self._crc)
             view = memoryview(payload)
             while view:
                 written = os.pwrite(self._fd, view, offset)
@@ -156,7 +159,7 @@ class Receiver:
         elif kind == b"O":
             self._open(json.loads(payload.decode()))
         elif kind == b"C":
-            self._complete(struct.unpack(">I", payload)[0])
+            self._complete(struct.unpack(">I", payload)[0], offset)
         elif kind == b"E":
             name, text = json.loads(payload.decode())
             raise BY_NAME.get(name, MadrigalError)(text)
@@ -168,7 +171,10 @@ class Receiver:
         if not path:
             self.about = about
             self._check_space(about["allocated"])
-            self.part = Part(*self._new, is_dir=about["type"] == "dir")
+            if self._staging and about["type"] == "file":
+                self.part = Nameless(self._new[0], self._staging)
+            else:
+                self.part = Part(*self._new, is_dir=about["type"] == "dir")
             if about["type"] == "dir":
                 self._dirs[""] = about
             elif about["type"] == "file":
@@ -193,20 +199,21 @@ class Receiver:
             self._file, self._crc = about, 0
 
     def _check_space(self, needed: int) -> None:
-        free = os.statvfs(self._new[1])
+        where = self._staging or self._new[1]
+        free = os.statvfs(where)
         if needed > free.f_bavail * free.f_frsize:
             raise NoSpace(
                 "{} has {} MiB free, {} MiB are needed".format(
-                    self._new[1], free.f_bavail * free.f_frsize >> 20, (needed >> 20) + 1
+                    where, free.f_bavail * free.f_frsize >> 20, (needed >> 20) + 1
                 )
             )
 
-    def _complete(self, crc: int) -> None:
+    def _complete(self, crc: int, end: int) -> None:
         if self._fd < 0:
             raise BadImage("the stream has the end of a file where there is none")
         if crc != self._crc:
             raise DigestMismatch("the data of '{}' was damaged on its way".format(self._file["path"] or self._new[2]))
-        os.ftruncate(self._fd, self._file["size"])
+        os.ftruncate(self._fd, end if self._file["size"] is None else self._file["size"])
         if self._file["path"]:
             _own(self._fd, self._file)
             os.fchmod(self._fd, self._file["mode"])
@@ -215,7 +222,7 @@ class Receiver:
             os.close(self._fd)
         self._fd = -1
 
-    def finish(self) -> Part:
+    def finish(self) -> "Union[Part, Nameless]":
         """The whole part, not yet published; a directory has its permissions but for itself."""
         if self.part is None or self._fd >= 0:
             raise BadImage("the stream ended before the file was complete")

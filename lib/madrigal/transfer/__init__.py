@@ -25,63 +25,128 @@ if TYPE_CHECKING:
 
     AnySession = LocalSession | RemoteSession
     Size = tuple[str, int]
+    State = dict[str, Any]  # onhost/layout.py
+    Work = Callable[[AnySession], str | None]
+    WorkOfTwo = Callable[[AnySession, AnySession], str]
+    Weight = Callable[[AnySession, AnySession], int | None]
 
 BULK = 128 << 20
 """Bytes from which on a connection of its own, which takes 0.3 s, is faster than sharing the kept one."""
 
+_AS_IT_IS = {"format": "raw", "snapshot": -1, "image": ""}
 
-def copy(source: Location, disk: Location, size: Size | None = None, monitor: str | None = None) -> None:
+
+def copy(
+    source: Location,
+    disk: Location,
+    size: Size | None = None,
+    monitor: str | None = None,
+    state: State | None = None,
+    chain: bool = False,
+    preallocate: bool = False,
+    near: bool = False,
+) -> None:
     """Make the VM's DISK a copy of the file or directory SOURCE.
 
     SIZE (format, bytes) is what the disk grows to before it is seen.  MONITOR: how the host is to monitor the
-    datastore of the disk ("": not at all).  A URL as SOURCE is fetched here.  Raises NotFound, NoSpace,
-    HostUnreachable and what else can go wrong; DISK is as before then.
+    datastore of the disk ("": not at all).  STATE: of which state, where SOURCE has snapshots.  CHAIN: a qcow2 disk
+    is to be the first of a chain.  PREALLOCATE: with room on the disk for all of it.  NEAR: the host may see SOURCE
+    itself.  A URL as SOURCE is fetched here.  Raises NotFound, NoSpace, HostUnreachable and what else can go wrong;
+    DISK is as before then.
     """
     if source.is_url:
         from madrigal.source.download import downloaded
 
         with downloaded(source.path) as fd:
             return copy_open(fd, disk, size)
-    _copy(source.checked(), disk, {"path": disk.dir, "make": "all"}, list(size) if size else None, monitor)
+    path = source.checked().path
+    given = dict(state, hold=path) if state else None
+    wanted = {
+        "grow": list(size) if size else None,
+        "chain": chain,
+        "preallocate": (state or _AS_IT_IS)["format"] if preallocate else "",
+    }
+
+    def begin(session: AnySession) -> None:
+        session.tell("hold", path=disk.dir, make="all")
+
+    def end(session: AnySession) -> None:
+        if not chain and disk.disk_id is not None:
+            session.tell("drop", path=disk.path + ".snap")  # of a disk that was there before
+        _mark(session, disk.dir, monitor)
+
+    def here(session: AnySession) -> str:
+        begin(session)
+        session.tell("copy", source=path, path=disk.path, state=given, **wanted)
+        end(session)
+        return _way(session, 1)
+
+    def there(origin: AnySession, session: AnySession) -> str:
+        begin(session)
+        frames = origin.send(path, state=given)
+        count = session.receive(frames, path=disk.path, **wanted)
+        end(session)
+        return _streamed(count)
+
+    _carry("copied", source, disk, _weight(path, given), here, there, source if near else None)
 
 
-def save(disk: Location, image: Location, whole: bool) -> None:
-    """Make IMAGE a copy of a VM's DISK; WHOLE refuses a (qcow2) disk that needs another file."""
-    _copy(disk, image.checked(), {"path": image.path}, None, None, whole)
-
-
-def _copy(
-    source: Location,
-    target: Location,
-    hold: dict[str, Any],
-    grow: list[Any] | None,
-    monitor: str | None,
-    whole: bool = False,
+def copy_whole(
+    image: Location,
+    disk: Location,
+    state: State | None,
+    size: Size | None = None,
+    monitor: str | None = None,
+    chain: bool = False,
+    near: bool = False,
 ) -> None:
-    began = time.monotonic()
-    host = Host(target.host)
-    if _same(host, Host(source.host)):
-        with host.session() as session:
-            if whole:
-                session.call("refuse_overlay", path=source.path)
-            session.tell("hold", **hold)
-            way = session.call("copy", source=source.path, path=target.path, grow=grow)["way"]
-            _mark(session, target.dir, monitor)
-    else:
+    """Make the VM's DISK a copy of the persistent IMAGE, with all snapshots that it has; the rest as for copy()."""
+    path = image.checked().path
+    given = state or _AS_IT_IS
+    wanted = {"grow": list(size) if size else None, "settle": {"chain": chain, "fresh": True}}
 
-        def look(given: AnySession, session: AnySession) -> int:
-            if whole:
-                given.tell("refuse_overlay", path=source.path)
-            return int(given.call("measure", path=source.path)["allocated"])
+    def begin(session: AnySession) -> None:
+        session.tell("hold", path=disk.dir, make="all")
 
-        def work(given: AnySession, session: AnySession) -> str:
-            session.tell("hold", **hold)
-            count = session.receive(given.send(source.path), path=target.path, grow=grow)
-            _mark(session, target.dir, monitor)
-            return _streamed(count)
+    def here(session: AnySession) -> str:
+        begin(session)
+        session.tell("copy_whole", source=path, path=disk.path, state=given, **wanted)
+        _mark(session, disk.dir, monitor)
+        return _way(session, 1)
 
-        way = _between(Host(source.host), host, look, work) or ""
-    log(f"copied {source} to {target} ({way}, {time.monotonic() - began:.1f} s)")
+    def there(origin: AnySession, session: AnySession) -> str:
+        begin(session)
+        count = session.receive(origin.send(path, state=given, whole=True), path=disk.path, **wanted)
+        _mark(session, disk.dir, monitor)
+        return _streamed(count)
+
+    _carry("copied", image, disk, _weight(path, given, whole=True), here, there, image if near else None)
+
+
+def save(disk: Location, image: Location, state: State, near: bool = False) -> None:
+    """Make IMAGE, one file, a copy of a STATE of a VM's DISK."""
+    path = image.checked().path
+    given = dict(state, hold=disk.dir)
+
+    def here(session: AnySession) -> str:
+        session.tell("hold", path=disk.dir)
+        session.tell("hold", path=path)
+        session.tell("copy", source=disk.path, path=path, state=given)
+        return _way(session, 2)
+
+    def there(origin: AnySession, session: AnySession) -> str:
+        origin.tell("hold", path=disk.dir)
+        session.tell("hold", path=path)
+        return _streamed(session.receive(origin.send(disk.path, state=given), path=path))
+
+    _carry("copied", disk, image, _weight(disk.path, given), here, there, image if near else None)
+
+
+def _weight(path: str, state: State | None, whole: bool = False) -> Weight:
+    """Asks where the source is for its bytes."""
+    if state is None:
+        return lambda origin, _: int(origin.call("measure", path=path)["allocated"])
+    return lambda origin, _: int(origin.call("weigh", path=path, state=state, whole=whole))
 
 
 def copy_open(fd: int, disk: Location, size: Size | None = None, second_name: str = "") -> None:
@@ -149,57 +214,108 @@ def move(source: Location, target: Location, monitor: str | None = None) -> None
         log(f"moved {source} to {target} ({way}, {time.monotonic() - began:.1f} s)")
 
 
-def bring_back(disk: Location, image: Location) -> None:
-    """Move a VM's DISK into its datastore as IMAGE, replacing what is there.
+def bring_back(disk: Location, image: Location, state: State | None = None, near: bool = False) -> None:
+    """Move a VM's DISK with its snapshots into its datastore as IMAGE, replacing what is there.
 
-    The disk becomes a link that names where it went: so a second run knows that it was brought back and not lost.
-    A disk that is a link to its image already needs nothing.
+    STATE as for copy(), of which the format counts.  The disk becomes a link that names where it went: so a second run
+    knows that it was brought back and not lost.  A disk that is a link to its image already needs nothing.  NEAR: the
+    host of the disk may see the datastore itself.
     """
-    began = time.monotonic()
-    host = Host(image.checked().host)
-    if _same(host, Host(disk.host)):
-        with host.session() as session:
-            if _to_move(session, session, disk, image) is None:
-                return
-            session.tell("hold", path=image.path)
-            session.tell("place", source=disk.path, path=image.path)
-            session.tell("link", target=image.path, path=disk.path)
-            way: str | None = session.done()[1]["way"]
-    else:
+    path, given = image.checked().path, state or _AS_IT_IS
+    settle = {"chain": False, "fresh": False}
 
-        def look(given: AnySession, session: AnySession) -> int | None:
-            return _to_move(given, session, disk, image)
+    def weight(origin: AnySession, session: AnySession) -> int | None:
+        return _to_move(origin, session, disk, image, given)
 
-        def work(given: AnySession, session: AnySession) -> str:
-            given.tell("hold", path=disk.dir)
-            session.tell("hold", path=image.path)
-            count = session.receive(given.send(disk.path), path=image.path)
-            session.done()  # the image is safe before the disk goes
-            given.tell("link", target=image.path, path=disk.path)
-            return _streamed(count)
+    def leave(session: AnySession) -> None:
+        session.tell("link", target=path, path=disk.path)
+        session.tell("drop", path=disk.path + ".snap")
 
-        way = _between(Host(disk.host), host, look, work)
-    if way:
-        log(f"moved {disk} to {image} ({way}, {time.monotonic() - began:.1f} s)")
+    def here(session: AnySession) -> str | None:
+        if weight(session, session) is None:
+            return None
+        session.tell("hold", path=path)
+        arguments = {"source": disk.path, "path": path, "state": given, "settle": settle, "is_going": True}
+        session.tell("copy_whole", **arguments)
+        session.tell("drop", path=path + ".md5sum")
+        session.tell("keep")  # the image is safe before the disk goes
+        leave(session)
+        return _way(session, 1)
+
+    def there(origin: AnySession, session: AnySession) -> str:
+        origin.tell("hold", path=disk.dir)
+        session.tell("hold", path=path)
+        count = session.receive(origin.send(disk.path, state=given, whole=True), path=path, settle=settle)
+        session.tell("drop", path=path + ".md5sum")
+        session.done()  # the image is safe before the disk goes
+        leave(origin)
+        return _streamed(count)
+
+    _carry("moved", disk, image, weight, here, there, image if near else None)
 
 
-def _to_move(given: AnySession, session: AnySession, disk: Location, image: Location) -> int | None:
+def _to_move(given: AnySession, session: AnySession, disk: Location, image: Location, state: State) -> int | None:
     """The bytes of DISK on the machine of GIVEN, None if it is IMAGE on that of SESSION already."""
-    found = given.call("give_back", path=disk.path, target=image.path)
+    found = given.call("give_back", path=disk.path, target=image.path, state=state)
     if not found["there"] and session.call("exists", path=image.path):
         # The last line of a shutdown removes the VM directory; then the whole script may be run again.
         log(f"{disk.dir} is gone; {disk} must have been moved to {image} before", "WARN")
         return None
     if found["moved"]:
+        given.tell("drop", path=disk.path + ".snap")  # which a run was killed in removing
         return None
     if found["allocated"] is None:
         raise NotFound(f"{disk} does not exist, and nothing says that it was moved to {image}")
     return int(found["allocated"])
 
 
+def _carry(
+    verb: str, source: Location, target: Location, weight: Weight, here: Work, there: WorkOfTwo, near: Location | None
+) -> None:
+    """Do THERE, with sessions on the machines of SOURCE and TARGET, or HERE, on the one that sees both.
+
+    NEAR: the image among the two, if its directory may be seen by the other's machine too.
+    """
+    began = time.monotonic()
+    origin, host = Host(source.host), Host(target.host)
+    way: str | None = None
+    if _same(origin, host):
+        with host.session() as session:
+            way = here(session)
+    else:
+
+        def look(given: AnySession, session: AnySession) -> int | None:
+            nonlocal way
+            if near is not None:
+                owner, other = (given, session) if near == source else (session, given)
+                if _sees(other, owner, near.dir):
+                    owner.done()  # what it has may be what the other one locks
+                    way = here(other)
+                    return None
+            return weight(given, session)
+
+        way = _between(origin, host, look, there) or way
+    if way:
+        log(f"{verb} {source} to {target} ({way}, {time.monotonic() - began:.1f} s)")
+
+
+def _sees(session: AnySession, owner: AnySession, directory: str) -> bool:
+    """Whether the machine of SESSION sees the DIRECTORY of OWNER's: by a file that is made there, not by names."""
+    probe = os.urandom(8).hex()
+    owner.call("show", path=directory, probe=probe)
+    seen = session.call("see", paths=[directory], probe=probe)
+    owner.call("hide", path=directory, probe=probe)
+    return bool(seen)
+
+
 def _mark(session: AnySession, vm_dir: str, monitor: str | None) -> None:
     if monitor is not None:
         session.tell("mark", path=f"{os.path.dirname(vm_dir)}/.monitor", text=monitor)
+
+
+def _way(session: AnySession, number: int) -> str:
+    """How the work went that SESSION was told of, NUMBER things after the last wait; the session is over then."""
+    return str(session.done()[number]["way"])
 
 
 def _streamed(count: int) -> str:

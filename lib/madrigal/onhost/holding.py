@@ -1,0 +1,136 @@
+"""Who may change an object of this machine: its locks, what is taken back on failure, and removing."""
+
+import os
+
+from madrigal.errors import InUse, NotFound
+from madrigal.onhost import part
+from madrigal.onhost.lock import Lock, lock_path
+from madrigal.onhost.undo import Undo
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Dict, List, Sequence
+
+
+class Holding:
+    """The part of a session (onhost/session.py) that everything else is done under.
+
+    `timeouts` are seconds: `lock` to wait for others, `work` for one program.
+    """
+
+    def __init__(self, timeouts: "Dict[str, float]", waiting: "Callable[[], None]" = lambda: None) -> None:
+        self._timeouts = timeouts
+        self._waiting = waiting
+        self._undo = Undo()
+        self._locks: "List[Lock]" = []
+
+    # -- who may change what ---------------------------------------------------------------------------------
+
+    def hold(self, path: str, make: str = "") -> None:
+        """Lock the VM directory or image at PATH, which need not exist.  Held already is fine.
+
+        MAKE: "parents" creates the directories above it that are missing, "all" the directory PATH too;
+        otherwise NotFound is raised if there are none above.
+        """
+        if any(os.path.realpath(lock.file) == os.path.realpath(lock_path(path)) for lock in self._locks):
+            return
+        parent, lock = os.path.dirname(path), Lock(path)
+        while True:
+            if make:
+                self._make_dirs(parent)
+            elif not os.path.isdir(parent):
+                raise NotFound("{} does not exist".format(parent))
+            try:
+                lock.acquire(self._timeouts["lock"], waiting=self._waiting)
+                break
+            except FileNotFoundError:
+                continue  # whoever made the directory has just failed and taken it back
+        self._locks.append(lock)
+        self._undo.push(lock.release)  # after what is made under it, before the directory it lies in
+        if make == "all":
+            self._make_dirs(path)
+
+    def keep(self) -> None:
+        """What was made stays, whatever comes."""
+        self._undo.clear()
+
+    def done(self) -> None:
+        """All is well: what was made stays, and others may change it."""
+        self.keep()
+        self._release()
+
+    def fail(self) -> "List[str]":
+        """Take back what was made; returns what could not be taken back."""
+        failures = self._undo.unwind()
+        self._release()
+        return failures
+
+    def _release(self) -> None:
+        while self._locks:
+            self._locks.pop().release()
+
+    def _make_dirs(self, path: str) -> None:
+        if os.path.isdir(path):
+            return
+        self._make_dirs(os.path.dirname(path))
+        self._undo.push(_remove_empty, path)
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            # another action was first, or it is something else; either way not ours
+            self._undo.forget(_remove_empty, path)
+            if not os.path.isdir(path):
+                raise InUse("{} is not a directory".format(path)) from None
+
+    # -- removing --------------------------------------------------------------------------------------------
+
+    def delete(self, path: str, within: str, beside: "Sequence[str]" = ()) -> bool:
+        """Remove PATH, and PATH + each of BESIDE; who still works on WITHIN, PATH or the directory it is in, is ended.
+
+        Returns whether it was there.  Its parts go too, and nobody who waits for WITHIN makes it again.
+        """
+        lock = Lock(within)
+        try:
+            lock.acquire(self._timeouts["lock"], taking_over=True, waiting=self._waiting)
+        except FileNotFoundError:
+            return False  # there is no directory to lock it in, or whoever made that took it back when we ended him
+        there = False
+        try:
+            if os.path.isdir(os.path.dirname(path)):
+                there = self._remove(path)
+                for suffix in beside:
+                    self._remove(path + suffix)
+        finally:
+            lock.release(deleted=path == within)
+        return there
+
+    def drop(self, path: str) -> None:
+        """Remove PATH, whose lock this session holds: it lies somewhere else now."""
+        self._remove(path)
+
+    def tidy(self, path: str) -> None:
+        """Remove the parts of PATH, which is not there, that a run has left which was killed in removing it."""
+        directory, name = os.path.split(path)
+        if os.path.isdir(directory) and any(part.is_part_of(name, entry) for entry in os.listdir(directory)):
+            self.hold(path)
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                part.remove_parts(fd, name)
+            finally:
+                os.close(fd)
+
+    def _remove(self, path: str) -> bool:
+        directory, name = os.path.split(path)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            part.remove_parts(fd, name)
+            return part.remove(fd, name)
+        finally:
+            os.close(fd)
+
+
+def _remove_empty(path: str) -> None:
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass  # somebody has put something into it meanwhile
