@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import hashlib
 import lzma
@@ -10,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -193,7 +194,9 @@ def test_only_what_the_datastore_allows_is_read(store: Store) -> None:
     safe = store.file("safe/image", b"x")
     (store.files / "safe" / "link").symlink_to(path)
     for template, source in (
+        # in the stock drivers both are patterns, and fit whatever begins with what fits
         ({"RESTRICTED_DIRS": "/", "SAFE_DIRS": f"{where}/sa"}, safe),
+        ({"RESTRICTED_DIRS": "/", "SAFE_DIRS": f"{where}/s.fe"}, safe),
         ({"RESTRICTED_DIRS": f"/nothing {where}"}, path),
         ({"RESTRICTED_DIRS": "/", "SAFE_DIRS": f"{where}/safe"}, store.files / "safe" / "link"),
         ({}, store.work / "home" / "image"),
@@ -228,19 +231,27 @@ def test_today_a_directory_is_no_image(today: Store) -> None:
     today.fails(21, "a directory", "datastore/fs/cp", {"PATH": today.files})
 
 
-def test_cp_from_a_web_server(store: Store) -> None:
-    content = os.urandom(2 * MIB)
-    store.file("image.xz", lzma.compress(content))
+@contextlib.contextmanager
+def serving(store: Store) -> Iterator[str]:
+    """The URL of a web server with the store's files."""
     argv = ["/usr/bin/python3", "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(store.files), "0"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout
-        url = "http://127.0.0.1:" + server.stdout.readline().split("port ")[1].split()[0]
+        try:
+            yield "http://127.0.0.1:" + server.stdout.readline().split("port ")[1].split()[0]
+        finally:
+            server.kill()
+
+
+def test_cp_from_a_web_server(store: Store) -> None:
+    content = os.urandom(2 * MIB)
+    store.file("image.xz", lzma.compress(content))
+    with serving(store) as url:
         # directories are about local files
         store.ok("datastore/fs/cp", {"PATH": f"{url}/image.xz"}, template={"RESTRICTED_DIRS": "/"})
         assert store.source.read_bytes() == content
         store.source.unlink()
         store.fails(13, "404", "datastore/fs/cp", {"PATH": f"{url}/nothing"})
-        server.kill()
     store.fails(13, "cannot reach", "datastore/fs/cp", {"PATH": f"{url}/image.xz"})
 
 
@@ -311,10 +322,63 @@ def test_stat_and_monitor(today: Store) -> None:
     assert sorted(lines) == ["FREE_MB", "TOTAL_MB", "USED_MB"]
 
 
-@pytest.mark.parametrize("attribute", ["BRIDGE_LIST", "LIMIT_TRANSFER_BW"])
-def test_what_would_be_ignored_is_refused(today: Store, attribute: str) -> None:
-    path = today.file("image", b"x")
-    today.fails(24, attribute, "datastore/fs/cp", {"PATH": path}, template={attribute: "host1"})
+def test_limit_transfer_bw_holds_for_every_way_an_image_comes(today: Store) -> None:
+    """In the stock driver for web servers only.  How fast exactly, test_source counts."""
+    content = os.urandom(300 << 10)
+    path, packed = today.file("image", content), today.file("image.gz", gzip.compress(content))
+    digest = {"MD5": hashlib.md5(content).hexdigest()}
+    with serving(today) as url:
+        for source, attributes in (
+            (path, {}),
+            (path, digest),
+            (packed, {}),
+            (f"{url}/image", {}),
+            (f"{url}/image.gz", {}),
+        ):
+            for limit, least in (("200k", 1.4), ("", 0.0)):
+                began = time.monotonic()
+                template = {"LIMIT_TRANSFER_BW": limit}
+                today.ok("datastore/fs/cp", {"PATH": source}, attributes=attributes, template=template)
+                assert time.monotonic() - began > least
+                assert today.source.read_bytes() == content
+                today.source.unlink()
+    for limit in ("x", "10MB", "-1", "0", "1.5M", "1 M", "1M;id", "$(id)", "k", "1" * 20):
+        template = {"LIMIT_TRANSFER_BW": limit}
+        for action in ("cp", "stat"):
+            today.fails(20, "LIMIT_TRANSFER_BW", f"datastore/fs/{action}", {"PATH": path}, template=template)
+
+
+def test_34_directories_keep_to_the_limit_too(tmp_path: Path) -> None:
+    store = Store(tmp_path, "3.4")
+    (store.files / "vm").mkdir()
+    store.file("vm/disk", os.urandom(300 << 10))
+    began = time.monotonic()
+    store.ok("datastore/fs/cp", {"PATH": store.files / "vm"}, template={"LIMIT_TRANSFER_BW": "200k"})
+    assert time.monotonic() - began > 1.4
+
+
+def test_sparse_no_takes_all_space_at_once(store: Store) -> None:
+    path = store.file("image", b"x")
+    os.truncate(path, 20 * MIB)
+    for sparse, full in (("no", True), ("yes", False)):
+        store.ok("datastore/fs/cp", {"PATH": path}, template={"SPARSE": sparse})
+        assert (store.source.stat().st_blocks * 512 >= 20 * MIB) is full
+        store.source.unlink()
+
+
+def test_a_block_device_is_imported_whole(today: Store) -> None:
+    """What fstat() says of one is a size of 0."""
+    image = today.file("image", os.urandom(MIB))
+    losetup = ["losetup", "--find", "--show", "--read-only", str(image)]
+    done = subprocess.run(losetup, capture_output=True, text=True, env={"PATH": f"{PATH}:/usr/sbin:/sbin"})
+    if done.returncode:
+        pytest.skip(f"this machine makes no loop device: {done.stderr.strip()}")
+    device = done.stdout.strip()
+    try:
+        today.ok("datastore/fs/cp", {"PATH": device})
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True, env={"PATH": f"{PATH}:/usr/sbin:/sbin"})
+    assert today.source.read_bytes() == image.read_bytes()
 
 
 def test_a_kill_in_the_middle_of_an_import_leaves_a_part_that_the_next_run_removes(store: Store) -> None:
@@ -389,3 +453,24 @@ def test_the_dummy_driver_answers_what_front_ends_expect(store: Store) -> None:
         assert store.ok("datastore/dummy/clone", {}) == "dummy_path"
         assert store.ok("datastore/dummy/stat", {}) == "1024"
         assert store.ok("datastore/dummy/monitor", {}) == "USED_MB=9720\nTOTAL_MB=20480\nFREE_MB=20480"
+        for action in ("snap_delete", "snap_revert", "snap_flatten"):
+            assert store.ok(f"datastore/dummy/{action}", {"SOURCE": "dummy_path", "TARGET_SNAPSHOT": 0}) == ""
+        assert store.ok("datastore/dummy/restore", {}) == "0 dummy_image"
+        assert "<IMPORT_SOURCE>dummy_path</IMPORT_SOURCE>" in store.ok(
+            "datastore/dummy/export", {"SOURCE": "dummy_path"}
+        )
+
+
+def test_the_dev_driver_takes_devices_as_they_are(store: Store) -> None:
+    old = store.form == "3.4"
+    assert store.ok("datastore/dev/cp", {"PATH": "/dev//vg/a'b"}) == ("/dev/vg/a'b 0" if old else "/dev/vg/a'b raw")
+    assert store.ok("datastore/dev/rm", {"SOURCE": "/dev/vg/a"}) == ""
+    for path in ("", "vg/a", "/dev/../etc/shadow", "/", "/dev/a raw", "/dev/a\nb", "http://x/y", "host:sda"):
+        store.fails(2, "", "datastore/dev/cp", {"PATH": path})
+    refused = ["mkfs"] if old else ["mkfs", "clone", "snap_delete", "snap_revert", "snap_flatten", "export"]
+    for action in refused:
+        store.fails(24, f"no {action}", f"datastore/dev/{action}", {"PATH": "/dev/x", "SOURCE": "/dev/x", "SIZE": 1})
+    if not old:
+        assert store.ok("datastore/dev/stat", {"PATH": "/dev/x"}) == "0"
+        assert store.ok("datastore/dev/monitor", {}) == "USED_MB=0\nTOTAL_MB=1\nFREE_MB=1"
+    assert store.left() == []

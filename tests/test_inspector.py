@@ -13,6 +13,8 @@ import pytest
 
 from madrigal import inspector
 from madrigal.errors import BadImage
+from madrigal.source import schemes
+from madrigal.storage.arrival import Arrival
 
 MIB = 1 << 20
 SIZE = 100 * MIB
@@ -30,8 +32,34 @@ def inspect(path: Path) -> inspector.Found:
 
 
 def check_import(path: Path) -> inspector.Found:
-    with path.open("rb") as file:
-        return inspector.check_import(file.fileno())
+    """What it is, as a file and while it passes on its way into a datastore."""
+    passed = {passing(path, is_plain) for is_plain in (True, False)}
+    try:
+        with path.open("rb") as file:
+            found = inspector.check_import(file.fileno())
+    except BadImage as error:
+        assert passed == {str(error)}
+        raise
+    assert passed == {repr(found)}
+    return found
+
+
+class Fetched(schemes.Source):
+    """A file as if it came from a web server."""
+
+    def __init__(self, source: schemes.Source) -> None:
+        self.name, self.size, self.read = source.name, source.size, source.read  # type: ignore[method-assign]
+
+
+def passing(path: Path, is_plain: bool) -> str:
+    with schemes.open(str(path), guard=lambda name: os.open(name, os.O_RDONLY)) as source:
+        arrival = Arrival(source if is_plain else Fetched(source), decompress=False, digests={})
+        for _ in arrival.frames(checked=is_plain):
+            pass
+        try:
+            return repr(arrival.found())
+        except BadImage as error:
+            return str(error)
 
 
 def made(tmp_path: Path, data: bytes, name: str = "image") -> Path:

@@ -39,7 +39,7 @@ from madrigal.errors import (
     SourceUnavailable,
     UsageError,
 )
-from madrigal.source import codec, download, schemes, size, stream
+from madrigal.source import codec, download, pace, schemes, size, stream
 
 MIB = 1 << 20
 DRIP: list[bytes | float] = [b"x", 0.1]
@@ -75,6 +75,81 @@ def drain(
         written = stream.fetch(opened, out.write, decompress=decompress, digests=digests or {}, limit=limit)
     assert written == len(out.getvalue())
     return out.getvalue()
+
+
+# --- how fast ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("", None),
+        ("1", 1),
+        ("100000", 100000),
+        ("500k", 500 << 10),
+        ("10M", 10 << 20),
+        ("10m", 10 << 20),
+        ("2G", 2 << 30),
+    ],
+)
+def test_a_rate_is_read_as_curl_does(text: str, rate: int | None) -> None:
+    assert pace.parse(text, "LIMIT_TRANSFER_BW") == rate
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "0k", "-1", "k", "1.5M", "10MB", "1 M", " 1", "1;id", "1\n", "½", "1" * 20, "1E"]
+)
+def test_a_rate_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="LIMIT_TRANSFER_BW"):
+        pace.parse(text, "LIMIT_TRANSFER_BW")
+
+
+class Clock:
+    """Time that passes only in sleep()."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 1000.0, 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept += seconds
+
+
+@pytest.mark.parametrize("rate", [100, 200 << 10, 7 << 20])
+def test_who_reads_at_a_rate_waits_as_long_as_that_takes(
+    tmp_path: Path, rate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(pace, "time", clock)
+    length = rate * 4 + 1
+    (tmp_path / "image").write_bytes(os.urandom(length))
+    most, read = 0, 0
+    with schemes.open(str(tmp_path / "image"), guard=guard, rate=rate) as source:
+        while data := source.read(MIB):
+            read += len(data)
+            most = max(most, len(data))
+            assert clock.slept <= read / rate + 1e-6  # no longer than needed
+            assert read <= clock.slept * rate + 1
+    assert (read, round(clock.slept)) == (length, 4)
+    assert most <= max(rate // 4, 1024)  # little at a time: a server sees a slow reader, and no pauses
+
+
+def test_time_that_passes_elsewhere_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(pace, "time", clock)
+    at = pace.Pace(1000)
+    clock.now += 2
+    at.took(1500)
+    assert clock.slept == 0
+    at.took(1500)
+    assert clock.slept == 1
+    frames = [(b"O", 0, b"{}" * 1000), (b"D", 0, bytes(4000)), (b"C", 0, bytes(4))]
+    clock.slept = 0
+    assert list(pace.paced(iter(frames), 1000)) == frames
+    assert clock.slept == 4
 
 
 # --- local ---------------------------------------------------------------------------------------------------------

@@ -5,12 +5,14 @@ A recipe is a function named as the action that takes a Request and returns what
     @datastore.action
     def rm(request: datastore.Request) -> None: ...
 
-docs/contract.md, "Datastore actions".
+docs/contract.md, "Datastore actions" and "Datastores on other machines".
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
 
 from madrigal import action as action_layer
@@ -19,11 +21,14 @@ from madrigal.errors import ConfigError, Forbidden, NotSupported, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import NoReturn
+    from collections.abc import Callable, Iterator
+    from typing import Any, NoReturn
 
     from madrigal.dump import Datastore, Image
     from madrigal.host.local import LocalSession
+    from madrigal.host.remote import RemoteSession
+
+    AnySession = LocalSession | RemoteSession
 
 __all__ = ["Request", "action"]
 
@@ -37,6 +42,11 @@ ACTIONS = {
     "clone": (False, "image id"),
     "stat": (False, "request number"),
     "monitor": (False, "datastore id"),
+    "snap_delete": (False, "image id"),
+    "snap_revert": (False, "image id"),
+    "snap_flatten": (False, "image id"),
+    "export": (False, "app id"),
+    "restore": (False, "request number"),
 }
 
 
@@ -58,20 +68,26 @@ class Request:
         self.datastore: Datastore = self.dump.datastore
         if not is_current and self.image.text("FORMAT"):
             raise UsageError(f"the dump in the arguments {_IN_BETWEEN}")
-        mad = os.path.basename(os.path.dirname(os.path.abspath(sys.argv[0])))
-        self.options = Options("datastore", mad, image=self.image, datastore=self.datastore)
+        self.mad = os.path.basename(os.path.dirname(os.path.abspath(sys.argv[0])))
+        self.options = Options("datastore", self.mad, image=self.image, datastore=self.datastore)
         if not is_current:
             os.umask(self._umask())
 
     @property
     def base_path(self) -> str:
         """The directory of the datastore, without doubled slashes; raises UsageError if the dump has none."""
-        from madrigal.location import fix_dir_slashes
+        return _directory("DATASTORE/BASE_PATH", self.datastore.base_path)
 
-        path = fix_dir_slashes(self.datastore.base_path)
-        if not path.startswith("/") or path == "/" or ".." in path.split("/"):
-            raise UsageError(f"DATASTORE/BASE_PATH is '{path}' in the dump, expected an absolute path")
-        return path
+    @property
+    def system_path(self) -> str:
+        """The directory of the system datastore that is to be monitored."""
+        place = self.dump.root.text("DATASTORE_LOCATION")
+        return f"{_directory('DATASTORE_LOCATION', place)}/{self.id}" if place else self.base_path
+
+    @property
+    def monitors_disks(self) -> bool:
+        """Whether monitoring the datastore is to tell the sizes of VMs' disks this time."""
+        return self.dump.root.text("MONITOR_VM_DISKS") == "1"
 
     @property
     def regtime(self) -> int:
@@ -89,6 +105,33 @@ class Request:
         path = fix_dir_slashes(self.needs("IMAGE/SOURCE"))
         if os.path.dirname(path) != self.base_path or os.path.basename(path) in ("", ".", ".."):
             raise Forbidden(f"IMAGE/SOURCE is '{path}' in the dump, which is not a file in {self.base_path}")
+        return path
+
+    @property
+    def target_snapshot(self) -> int:
+        """IMAGE/TARGET_SNAPSHOT; -1, what the image holds now, for snap_flatten alone."""
+        snapshot, least = self.image.int("TARGET_SNAPSHOT"), -1 if self.action == "snap_flatten" else 0
+        if snapshot is None or snapshot < least:
+            raise UsageError(
+                f"IMAGE/TARGET_SNAPSHOT is '{snapshot}' in the dump; {self.action} needs one from {least} on"
+            )
+        return snapshot
+
+    @property
+    def original(self) -> str:
+        """IMAGE/PATH as what `clone` copies: the SOURCE of another image."""
+        from madrigal.location import Location
+
+        return Location.of_image(self.needs("IMAGE/PATH")).checked().path
+
+    @property
+    def device(self) -> str:
+        """IMAGE/PATH as what all hosts have by that name; raises UsageError for what an answer cannot hold."""
+        path = self.original
+        if not path.isprintable() or " " in path:
+            raise UsageError(
+                f"IMAGE/PATH is '{path}' in the dump: a device has no blank or control character in its name"
+            )
         return path
 
     @property
@@ -130,15 +173,93 @@ class Request:
         safe, restricted = self.options["SAFE_DIRS"], self.options["RESTRICTED_DIRS"]
         return guard.open_allowed(path, safe, restricted, always, directory=not self.is_current)
 
-    def refuse(self, *attributes: str) -> None:
-        """Raise NotSupported if the datastore has one of ATTRIBUTES, which this driver would have to ignore."""
-        for name in attributes:
-            if self.datastore.attribute(name):
-                raise NotSupported(f"{name} of the datastore is not supported by this driver: remove it")
+    def unsupported(self) -> NoReturn:
+        """Say that the driver cannot do this."""
+        raise NotSupported(f"datastores of the driver {self.mad} have no {self.action}: use another datastore for that")
 
-    def here(self) -> LocalSession:
-        """The session for the datastore's files: what it makes stays once the answer is written."""
-        return action_layer.here()
+    @property
+    def rate(self) -> int | None:
+        """LIMIT_TRANSFER_BW in bytes a second."""
+        from madrigal.source import pace
+
+        return pace.parse(self.options["LIMIT_TRANSFER_BW"], "LIMIT_TRANSFER_BW")
+
+    @property
+    def allocate(self) -> bool:
+        """Whether images have no holes: SPARSE is no."""
+        return not self.options.yes("SPARSE")
+
+    @property
+    def staging(self) -> str:
+        """The directory STAGING_DIR of a bridge, "" for the datastore's own."""
+        path = self.options["STAGING_DIR"]
+        if path and (not path.startswith("/") or ".." in path.split("/") or not path.isprintable()):
+            raise ConfigError(f"STAGING_DIR is '{path}', expected an absolute path without '..'")
+        return path
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[AnySession]:
+        """A session on the machine that has the datastore's files, with them mounted.
+
+        That is this one, where what is made stays once the answer is written, or one of BRIDGE_LIST.  Which of them
+        goes by the id, and a host that is down makes the next be tried.  If the front-end is on the list it is taken:
+        nothing has to be sent then.
+        """
+        names, mount = self._bridges(), self._mount()
+        if self.action == "clone" and (both := [name for name in names if name in self._bridges_of_original()]):
+            names = both
+        with self._reach(names, "BRIDGE_LIST") as session:
+            if mount:
+                session.tell("image", do="mount", path=self.base_path, server=mount[0], options=mount[1])
+            yield session
+
+    @contextlib.contextmanager
+    def session_of_original(self, session: AnySession) -> Iterator[AnySession | None]:
+        """A session on the machine that has the image to clone; None if that of SESSION has it."""
+        from madrigal.host import is_local
+
+        names = self._bridges_of_original()
+        if not names or session.name in names or (not session.name and any(map(is_local, names))):
+            yield None
+            return
+        with self._reach(names, "SOURCE_BRIDGE_LIST") as given:
+            yield given
+
+    @contextlib.contextmanager
+    def _reach(self, names: list[str], attribute: str) -> Iterator[AnySession]:
+        from madrigal.host import is_local
+
+        if not names or any(map(is_local, names)):
+            yield action_layer.here()
+            return
+        from madrigal.host.bridge import BridgeSession
+
+        first = self.id % len(names)
+        with BridgeSession(names[first:] + names[:first], attribute) as session:
+            yield session
+
+    def _bridges(self) -> list[str]:
+        return _hosts(self.options["BRIDGE_LIST"], "BRIDGE_LIST")
+
+    def _bridges_of_original(self) -> list[str]:
+        return _hosts(self.dump.root.text("SOURCE_BRIDGE_LIST"), "SOURCE_BRIDGE_LIST")
+
+    def _mount(self) -> tuple[str, str] | None:
+        """(`host:/path`, options) of what is to be mounted at BASE_PATH, None if nothing is."""
+        from madrigal.location import fix_dir_slashes
+
+        if not self.options.yes("NFS_AUTO_ENABLE"):
+            return None
+        names = ("NFS_AUTO_HOST", "NFS_AUTO_PATH", "NFS_AUTO_OPTS")
+        host, path, options = (self.options[name] for name in names)
+        for name, value, pattern, what in (
+            (names[0], host, r"[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\]", "the name or address of an NFS server"),
+            (names[1], path, r"/[^\x00-\x20\\\x7f]*", "an absolute path"),
+            (names[2], options, r"[A-Za-z0-9_][A-Za-z0-9_=.,:/@%+-]*", "mount options such as vers=4.2,soft"),
+        ):
+            if not re.fullmatch(pattern, value):
+                raise ConfigError(f"{name} is '{value[:80]}', expected {what}")
+        return f"{host}:{fix_dir_slashes(path)}", options
 
     def needs(self, path: str) -> str:
         """The text at PATH of the dump (`IMAGE/PATH`); raises UsageError if it is absent or empty."""
@@ -165,14 +286,57 @@ class Request:
         return value
 
 
+def _directory(what: str, text: str) -> str:
+    from madrigal.location import fix_dir_slashes
+
+    path = fix_dir_slashes(text)
+    if not path.startswith("/") or path == "/" or ".." in path.split("/"):
+        raise UsageError(f"{what} is '{path}' in the dump, expected an absolute path")
+    return path
+
+
 def mib(size: int) -> int:
     """SIZE bytes in MiB, rounded up."""
     return (size + MIB - 1) // MIB
 
 
+def _hosts(text: str, attribute: str) -> list[str]:
+    """The hosts that an attribute lists, each once."""
+    from madrigal.location import is_host
+
+    names = list(dict.fromkeys(text.split()))
+    for name in names:
+        if not is_host(name):
+            raise ConfigError(f"{attribute} has '{name[:80]}', which is not the name of a host")
+    return names
+
+
+def import_info(exported: dict[str, Any], host: str, size: int, format: str) -> str:
+    """The answer of `export`: what Images.export() (onhost/images.py) has said of an image of SIZE MiB, on HOST."""
+    from madrigal.dump import document
+    from madrigal.host import quote
+
+    path = exported["path"]
+    values = {
+        "IMPORT_SOURCE": f"ssh://{host}:{path}" if host else path,
+        "MD5": exported["md5"],
+        "SIZE": str(size),
+        "FORMAT": format,
+        "DISPOSE": "YES" if exported["made"] else "NO",
+    }
+    if exported["made"]:
+        command = f"rm -f -- {quote(path)}"
+        values["DISPOSE_CMD"] = f"ssh {host} {quote(command)}" if host else command
+    return document("IMPORT_INFO", values)
+
+
 def action(recipe: Callable[[Request], str | None]) -> Callable[[], NoReturn]:
-    """Make the executable's main function of RECIPE, which is named as its action."""
-    name = recipe.__name__
+    """Make the executable's main function of RECIPE, which is named as its action.
+
+    A recipe that has no action's name serves the one that it is called as.
+    """
+    own, called = recipe.__name__, messages.name().partition(".")[0]
+    name = own if own in ACTIONS or called not in ACTIONS else called
     return lambda: action_layer.run(lambda: recipe(parse(name, sys.argv[1:])), lambda: _usage(name))
 
 

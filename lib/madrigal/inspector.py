@@ -101,6 +101,23 @@ class _Head(_File):
         return super().end(length) if self._whole else b""
 
 
+class _Ends(_File):
+    """An image of SIZE bytes of which only the beginning and the end are at hand."""
+
+    def __init__(self, head: bytes, tail: bytes, size: int) -> None:
+        self._head, self._tail = head, tail
+        self.size = size
+
+    def read(self, offset: int, length: int) -> bytes:
+        end = min(offset + length, self.size)
+        if end <= offset or end <= len(self._head):
+            return self._head[offset:end]
+        start = self.size - len(self._tail)
+        if offset < start:
+            raise BadImage("the image has a header far behind its beginning, where it is not looked for")
+        return self._tail[offset - start : end - start]
+
+
 def inspect(fd: int) -> Found:
     """What the open file FD is.  Its offset is left as it is.
 
@@ -124,6 +141,11 @@ def inspect_head(head: bytes, whole: bool) -> Found | None:
 def check_import(fd: int) -> Found:
     """What the open file FD is, if a datastore may take it; raises BadImage if not."""
     return accept(inspect(fd))
+
+
+def check_ends(head: bytes, tail: bytes, size: int) -> Found:
+    """The same from the beginning and the end of a file of SIZE bytes, which the rest has passed between."""
+    return accept(_inspect(_Ends(head, tail, size)))
 
 
 def accept(found: Found) -> Found:

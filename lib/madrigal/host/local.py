@@ -23,6 +23,9 @@ def timeouts() -> dict[str, float]:
 class LocalSession:
     """This machine's files."""
 
+    name = ""
+    """That of the machine: it is this one."""
+
     def __init__(self) -> None:
         self._session = Session(timeouts())
         self._results: list[Any] = []
@@ -38,15 +41,20 @@ class LocalSession:
         """The same, and what it returns comes with done()."""
         self._results.append(self.call(method, **arguments))
 
-    def send(self, path: str) -> Iterator[Frame]:
+    def send(self, path: str, **state: Any) -> Iterator[Frame]:
+        """The frames of Session.send."""
         try:
-            yield from self._session.send(path)
+            yield from self._session.send(path, **state)
         except OSError as error:
             raise explain(error) from None
 
     def receive(self, frames: Iterator[Frame], **arguments: Any) -> int:
         count: int = self.call("receive", frames=frames, **arguments)
         return count
+
+    def reopen(self) -> None:
+        """Begin again; what was made so far is taken back."""
+        self.fail()
 
     def part(self, path: str, tag: str, beside: Part | None = None) -> Part:
         """A file that is to become PATH, which this session holds."""

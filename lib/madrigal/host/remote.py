@@ -29,7 +29,14 @@ HOST_PART = (
     "onhost.copy",
     "onhost.image",
     "onhost.filesystem",
+    "onhost.guest",
+    "onhost.chain",
+    "onhost.layout",
+    "onhost.snapshots",
+    "onhost.holding",
+    "onhost.monitor_ds",
     "onhost.session",
+    "onhost.images",
     "onhost.worker",
 )
 """The modules that are sent to hosts: Python 3.6, standard library."""
@@ -92,6 +99,17 @@ class RemoteSession:
         """Answers that have not been read."""
         self._channel: Channel | None = self._start()
 
+    @property
+    def name(self) -> str:
+        """The host's name."""
+        return self.host.name
+
+    def reopen(self) -> None:
+        """Begin again over a connection of its own, for much data; what was made so far is taken back."""
+        self.fail()
+        self._bulk, self._first, self._is_ready, self._owed = True, program(), False, 0
+        self._channel = self._start()
+
     def _start(self) -> Channel:
         channel = self.host.start(_COMMAND, self._bulk)
         try:
@@ -139,17 +157,17 @@ class RemoteSession:
         self.tell(method, **arguments)
         return self._settle()[-1]
 
-    def send(self, path: str) -> Iterator[Frame]:
-        """The frames of PATH; to be read to their end before anything else is asked."""
-        self.tell("send", path=path)
+    def send(self, path: str, **state: Any) -> Iterator[Frame]:
+        """The frames that Session.send has there; to be read to their end before anything else is asked."""
+        self.tell("send", path=path, **state)
         self._owed -= 1
         self._settle()
         channel = self._open()
         while True:
             header = channel.read_exactly(1, self._stall)
             if header == b"{" or not header:
-                self._answer(header)  # it failed before it had anything to send
-                raise self._broken()
+                self._line(header)  # it is making what it is to send, or failed before it had anything
+                continue
             header += channel.read_exactly(stream.HEADER.size - 1, self._stall)
             if len(header) < stream.HEADER.size:
                 raise self._broken()
@@ -220,16 +238,18 @@ class RemoteSession:
             self._owed -= 1
         return results
 
-    def _answer(self, begun: bytes = b"") -> Any:
+    def _answer(self) -> Any:
+        while "busy" in (answer := self._line()):
+            pass
+        return answer["ok"]
+
+    def _line(self, begun: bytes = b"") -> dict[str, Any]:
+        """What the worker says next, of which BEGUN has been read; raises what it says that was raised there."""
         channel = self._open()
-        while True:
-            line = begun + channel.readline(self._stall)
-            begun = b""
-            if not line.endswith(b"\n"):
-                raise self._broken()
-            answer = json.loads(line)
-            if "busy" not in answer:
-                break
+        line = begun + channel.readline(self._stall)
+        if not line.endswith(b"\n"):
+            raise self._broken()
+        answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             name, text, left = answer["error"]
             for line in left:
@@ -237,7 +257,7 @@ class RemoteSession:
             channel.close()
             self._channel = None
             raise BY_NAME.get(name, MadrigalError)(f"{self.host.name}: {text}")
-        return answer["ok"]
+        return answer
 
     def _broken(self) -> MadrigalError:
         channel, self._channel = self._open(), None

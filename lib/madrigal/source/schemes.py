@@ -43,12 +43,12 @@ class Source:
         self.close()
 
 
-def open(url: str, *, guard: Callable[[str], int], stall: float | None = None) -> Source:
+def open(url: str, *, guard: Callable[[str], int], stall: float | None = None, rate: int | None = None) -> Source:
     """Open URL, or the local path it is.
 
     GUARD opens a local path for reading or raises why not (guard.open_allowed).  STALL: seconds without progress
-    (default: deadline.stall()).  Raises UsageError for what cannot be a source, SourceUnavailable, Forbidden,
-    NotFound, DeadlineExceeded.
+    (default: deadline.stall()).  RATE: the most bytes a second that are read from it.  Raises UsageError for what
+    cannot be a source, SourceUnavailable, Forbidden, NotFound, DeadlineExceeded.
     """
     from importlib import import_module
 
@@ -61,4 +61,8 @@ def open(url: str, *, guard: Callable[[str], int], stall: float | None = None) -
         raise UsageError(f"'{scheme}://' is not a known kind of source: give an absolute path, or a URL with {known}")
     module = import_module(f"madrigal.source.{_SCHEMES[scheme]}")
     opened: Source = module.open(url, guard, deadline.stall() if stall is None else stall)
-    return opened
+    if rate is None:
+        return opened
+    from madrigal.source import pace
+
+    return pace.Paced(opened, rate)

@@ -81,9 +81,22 @@ def fetch(
 ) -> int:
     """Hand all of SOURCE to SINK in pieces; return the bytes handed on.
 
-    DECOMPRESS: unpack what is packed.  DIGESTS: what the bytes as fetched must have, as for check_digests().
-    LIMIT: the most bytes SINK takes.  Raises DigestMismatch, BadImage (damaged or cut off data, more than LIMIT),
-    what the source and the sink raise; SINK may have been given bytes then, which are worth nothing.
+    LIMIT: the most bytes SINK takes, or BadImage is raised; the rest as pieces(), and what the sink raises.
+    """
+    written = 0
+    for piece in pieces(source, decompress=decompress, digests=digests):
+        written += len(piece)
+        if limit is not None and written > limit:
+            raise BadImage(f"{source.name} gives more than the {limit} bytes it may have")
+        sink(piece)
+    return written
+
+
+def pieces(source: Source, *, decompress: bool, digests: Mapping[str, str]) -> Iterator[bytes]:
+    """All of SOURCE.  DECOMPRESS: unpack what is packed.  DIGESTS: of the bytes as fetched, as for check_digests().
+
+    Raises DigestMismatch at the end, BadImage for damaged or cut off data, and what the source raises; what was
+    given before that is worth nothing.
     """
     wanted = check_digests(digests)
     sums = {}
@@ -96,15 +109,9 @@ def fetch(
         for digest in sums.values():
             digest.update(data)
 
-    written = 0
-    for piece in Unpacked(source, decompress, seen):
-        written += len(piece)
-        if limit is not None and written > limit:
-            raise BadImage(f"{source.name} gives more than the {limit} bytes it may have")
-        sink(piece)
+    yield from Unpacked(source, decompress, seen)
     for name, digest in sums.items():
         if digest.hexdigest() != wanted[name]:
             raise DigestMismatch(
                 f"{source.name} has the {name.upper()} {digest.hexdigest()}, not the expected {wanted[name]}"
             )
-    return written

@@ -1,31 +1,37 @@
 """An image datastore that is a directory: every image a file of it, named by the image's id and time.
 
 `<BASE_PATH>/<md5 of "REGTIME:ID">` is the image; `.snap` and `.md5sum` with the same beginning are what other
-drivers keep beside it, and are removed with it.
+drivers keep beside it, `.export` what was made for a marketplace, and they are removed with it.
 """
 
 from __future__ import annotations
 
 import os
 
-from madrigal.errors import NotFound
 from madrigal.messages import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
-    from madrigal.host.local import LocalSession
-    from madrigal.onhost.part import Part
+    from madrigal.inspector import Found
+    from madrigal.source.schemes import Source
+    from madrigal.transfer import AnySession
 
 _CONVERTED = ("raw", "qcow2")
-_BESIDE = (".snap", ".md5sum")
-_BLOCK = 64 << 10
-_ZEROS = bytes(_BLOCK)
+_BESIDE = (".snap", ".md5sum", ".export")
+
+
+def path_of(base_path: str, time: int, image_id: int) -> str:
+    """Where the image with this id, registered at TIME, goes: the same whenever the action is repeated."""
+    import hashlib
+
+    return f"{base_path}/{hashlib.md5(f'{time}:{image_id}'.encode(), usedforsecurity=False).hexdigest()}"
 
 
 class Stored:
-    """An image of the datastore.  `size`: bytes a VM sees; of a directory, those of its files."""
+    """An image of the datastore.  `size`: bytes of the file; of a directory, those of its files."""
 
     def __init__(self, path: str, format: str, size: int) -> None:
         self.path = path
@@ -34,17 +40,16 @@ class Stored:
 
 
 class Store:
-    """The datastore in the directory BASE_PATH, changed in SESSION."""
+    """The datastore in the directory BASE_PATH of the machine that SESSION is on, here or another.
 
-    def __init__(self, session: LocalSession, base_path: str) -> None:
+    ALLOCATE: its images have no holes.  STAGING: where the machine, if it is another, keeps what is on its way;
+    "" is beside its place.
+    """
+
+    def __init__(self, session: AnySession, base_path: str, allocate: bool = False, staging: str = "") -> None:
         self._session = session
+        self._allocate, self._staging = allocate, staging
         self.base_path = base_path
-
-    def path_of(self, time: int, image_id: int) -> str:
-        """Where the image with this id, registered at TIME, goes: the same whenever the action is repeated."""
-        import hashlib
-
-        return f"{self.base_path}/{hashlib.md5(f'{time}:{image_id}'.encode(), usedforsecurity=False).hexdigest()}"
 
     def add(
         self,
@@ -55,130 +60,176 @@ class Store:
         decompress: bool,
         is_disk: bool,
         driver: str,
+        rate: int | None = None,
     ) -> Stored:
-        """Make PATH the image that URL (or a local path) leads to.
+        """Make PATH the image that URL (or a local path) leads to, fetched by this machine at RATE bytes a second.
 
         OPEN_LOCAL opens a local path or raises Forbidden.  DIGESTS: MD5, SHA1, SHA256 of the bytes as fetched.
         IS_DISK: refuse what a VM must not have as a disk (inspector.check_import).  DRIVER: the format it gets.
         """
-        from madrigal import inspector
-        from madrigal.onhost import copy
         from madrigal.source import schemes, stream
 
         digests = stream.check_digests(digests)
-        self._session.call("hold", path=path, make="parents")
-        if os.path.lexists(path):
-            log(f"{url} was imported as {path} before")
-            return self._look(path, is_disk)
-        with schemes.open(url, guard=open_local) as opened:
-            local = f"/proc/self/fd/{opened.local_fd}" if opened.local_fd is not None else ""
-            if local and os.path.isdir(local):
-                self._session.call("copy", source=local, path=path)
-                return self._look(path, is_disk)
-            part = self._session.part(path, "import")
-            if opened.local_fd is not None and not digests and not (decompress and _packed(opened.local_fd)):
-                copy.copy_file(opened.local_fd, part.fd, lambda: None)
+        known = self._session.call("image", do="begin", path=path)
+        if known is not None:
+            log(f"{url} was imported as {self._shown(path)} before")
+            return Stored(path, *_look(known, is_disk))
+        with schemes.open(url, guard=open_local, rate=rate) as source:
+            if source.local_fd is not None and os.path.isdir(f"/proc/self/fd/{source.local_fd}"):
+                stored = self._add_directory(path, source.local_fd, rate)
             else:
-                writer = _Writer(part.fd)
-                stream.fetch(opened, writer.write, decompress=decompress, digests=digests, limit=None)
-                writer.finish()
-            name = opened.name
-        if is_disk:
-            found = inspector.check_import(part.fd)
-            if driver in _CONVERTED and found.format != "luks" and found.driver != driver:
-                part = self._convert(part, found.driver, path, driver)
-        self._session.publish(part)
-        log(f"imported {name} as {path}")
-        return self._look(path, is_disk)
+                stored = self._add_file(path, source, decompress, digests, is_disk, driver, rate)
+        log(f"imported {source.name} as {self._shown(path)}")
+        return stored
+
+    def _add_directory(self, path: str, fd: int, rate: int | None) -> Stored:
+        from madrigal.onhost import stream
+        from madrigal.source import pace
+
+        frames = stream.give(f"/proc/self/fd/{fd}")
+        self._session.receive(pace.paced(frames, rate) if rate else frames, path=path)
+        return Stored(path, *_look(self._session.call("image", do="peek", path=path), is_disk=False))
+
+    def _add_file(
+        self,
+        path: str,
+        source: Source,
+        decompress: bool,
+        digests: Mapping[str, str],
+        is_disk: bool,
+        driver: str,
+        rate: int | None,
+    ) -> Stored:
+        from madrigal import inspector, transfer
+        from madrigal.storage.arrival import Arrival
+
+        arrival = Arrival(source, decompress, digests)
+        if not self._session.name and arrival.is_plain and not rate:
+            # the cheapest way there is within a machine; what is looked at is the copy, which nobody else can change
+            part = self._session.call("image", do="take", source=f"/proc/self/fd/{source.local_fd}", path=path)
+            fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                found = inspector.check_import(fd) if is_disk else None
+            finally:
+                os.close(fd)
+        else:
+            if source.size is None or source.size >= transfer.BULK:
+                self._begin_again(path)
+            there = bool(self._session.name)
+            self._session.receive(arrival.frames(there), path=path, staging=self._staging if there else "")
+            found = arrival.found() if is_disk else None
+        format, wanted = _formats(found, driver)
+        return Stored(
+            path, wanted, self._last("adopt", path=path, format=format, driver=wanted, allocate=self._allocate)
+        )
 
     def make(self, path: str, format: str, size: int, fs: str, fs_options: list[str]) -> None:
         """Make PATH an empty image of SIZE bytes with the file system FS (or `swap`) in it."""
-        self._session.call("hold", path=path, make="parents")
-        if not os.path.lexists(path):
-            self._session.call("make", path=path, format=format, size=size, fs=fs, fs_options=fs_options)
-        log(f"made {path}")
+        about = {"format": format, "size": size, "fs": fs, "fs_options": fs_options, "preallocate": self._allocate}
+        self._last("make", path=path, **about)
+        log(f"made {self._shown(path)}")
 
-    def clone(self, original: str, format: str, path: str, driver: str) -> Stored:
-        """Make PATH a copy of the image ORIGINAL, which is of FORMAT, converted to DRIVER if that is another."""
-        from madrigal.onhost import copy
+    def clone(self, original: str, format: str, path: str, driver: str, given: AnySession | None = None) -> str:
+        """Make PATH a copy of the image ORIGINAL, which is of FORMAT; returns its format, DRIVER if it is converted.
 
-        self._session.call("hold", path=path, make="parents")
-        if not os.path.lexists(path):
-            try:
-                fd = os.open(original, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                raise NotFound(f"the image to clone, {original}, does not exist") from None
-            try:
-                part = self._session.part(path, "clone")
-                copy.copy_file(fd, part.fd, lambda: None)
-            finally:
-                os.close(fd)
-            if format in _CONVERTED and driver in _CONVERTED and format != driver:
-                part = self._convert(part, format, path, driver)
-            self._session.publish(part)
-        log(f"cloned {original} to {path}")
-        return Stored(path, driver if driver in _CONVERTED else format, os.stat(path).st_size)
+        GIVEN: a session on the machine that has ORIGINAL, if this one does not.
+        """
+        wanted = driver if format in _CONVERTED and driver in _CONVERTED else format
+        if given is None:
+            about = {"source": original, "format": format, "driver": wanted, "allocate": self._allocate}
+            self._last("clone", path=path, **about)
+        elif self._session.call("image", do="begin", path=path) is None:
+            self._receive(original, format, path, wanted, given)
+        log(f"cloned {original} to {self._shown(path)}")
+        return wanted
+
+    def _receive(self, original: str, format: str, path: str, wanted: str, given: AnySession) -> None:
+        from madrigal import transfer
+
+        state = {"format": format, "snapshot": -1, "image": "", "hold": original}
+        if given.call("weigh", path=original, state=state) >= transfer.BULK:
+            self._begin_again(path)
+            given.reopen()
+        self._session.receive(
+            given.send(original, state=state), path=path, staging=self._staging if self._session.name else ""
+        )
+        self._last("adopt", path=path, format=format, driver=wanted, allocate=self._allocate)
 
     def remove(self, path: str) -> None:
         """Remove the image at PATH and what is beside it; it may be gone already."""
         there = self._session.call("delete", path=path, within=path, beside=_BESIDE)
-        log(f"removed {path}" if there else f"{path} was gone already")
+        log(f"removed {self._shown(path)}" if there else f"{self._shown(path)} was gone already")
+
+    def export(self, path: str, format: str) -> dict[str, Any]:
+        """What Images.export() (onhost/images.py) says of the image at PATH, which is of FORMAT."""
+        exported: dict[str, Any] = self._last("export", path=path, format=format)
+        log(f"exported {self._shown(exported['path'])}")
+        return exported
+
+    # The snapshots of images that no VM uses, which were the disks of VMs: of the FORMAT that the front-end knows.
+
+    def delete_snapshot(self, path: str, snapshot: int, format: str) -> None:
+        """Remove a snapshot of the image at PATH; it may be gone already."""
+        self._session.tell("hold", path=path)
+        there = self._session.call("snap_delete", path=path, snapshot=snapshot, chained=format == "qcow2")
+        log(
+            f"removed snapshot {snapshot} of {self._shown(path)}"
+            if there
+            else f"snapshot {snapshot} of {self._shown(path)} was gone already"
+        )
+
+    def revert(self, path: str, snapshot: int, format: str) -> None:
+        """Let the image at PATH hold what SNAPSHOT does."""
+        self._session.tell("hold", path=path)
+        self._session.call("snap_revert", path=path, snapshot=snapshot, chained=format == "qcow2")
+        log(f"reverted {self._shown(path)} to snapshot {snapshot}")
+
+    def flatten(self, path: str, snapshot: int, format: str) -> None:
+        """Let the image at PATH hold what SNAPSHOT does (-1: what it holds now), and remove its snapshots."""
+        self._session.tell("hold", path=path)
+        done = self._session.call("snap_flatten", path=path, snapshot=snapshot, format=format)
+        log(f"{self._shown(path)} has no snapshots any more" if done else f"{self._shown(path)} had no snapshots")
 
     def capacity(self) -> tuple[int, int, int]:
         """Bytes used, in all, and free for this user, of the file system (as df counts them)."""
-        os.makedirs(self.base_path, exist_ok=True)
-        found = os.statvfs(self.base_path)
-        used = (found.f_blocks - found.f_bfree) * found.f_frsize
-        return used, found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+        used, total, free = self._last("capacity", path=self.base_path)
+        return used, total, free
 
-    def _convert(self, part: Part, format: str, path: str, driver: str) -> Part:
-        from madrigal import deadline
-        from madrigal.onhost import image
+    def _last(self, do: str, **arguments: Any) -> Any:
+        """What the last request to the machine returns; another machine keeps then what it has made."""
+        if not self._session.name:
+            return self._session.call("image", do=do, **arguments)
+        self._session.tell("image", do=do, **arguments)
+        return self._session.done()[-1]
 
-        converted = self._session.part(path, "converted", beside=part)
-        image.convert(part.path, format, converted.path, driver, lambda: None, deadline.stall())
-        part.discard()
-        return converted
+    def _begin_again(self, path: str) -> None:
+        """Over a connection of its own, if there is one at all: much is to come, or nobody knows how much."""
+        self._session.reopen()
+        self._session.tell("hold", path=path, make="parents")
 
-    def _look(self, path: str, is_disk: bool) -> Stored:
-        if os.path.isdir(path):
-            sizes = (os.lstat(os.path.join(top, name)).st_size for top, _, names in os.walk(path) for name in names)
-            return Stored(path, "dir", sum(sizes))
-        if not is_disk:
-            return Stored(path, "raw", os.stat(path).st_size)
-        from madrigal import inspector
-
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            found = inspector.check_import(fd)
-        finally:
-            os.close(fd)
-        return Stored(path, found.driver, os.stat(path).st_size)
+    def _shown(self, path: str) -> str:
+        return f"{self._session.name}:{path}" if self._session.name else path
 
 
-def _packed(fd: int) -> bool:
-    from madrigal.source import codec
+def _formats(found: Found | None, driver: str) -> tuple[str, str]:
+    """The format of what was FOUND, and the one it is to get when DRIVER is asked for."""
+    if found is None:
+        return "raw", "raw"
+    if driver in _CONVERTED and found.format != "luks":
+        return found.driver, driver
+    return found.driver, found.driver
 
-    return codec.kind(os.pread(fd, codec.HEAD, 0)) is not None
 
+def _look(known: dict[str, Any], is_disk: bool) -> tuple[str, int]:
+    """(format, bytes) of an image that is there already, as Images.peek() describes it."""
+    if known["type"] == "dir":
+        return "dir", known["size"]
+    if not is_disk:
+        return "raw", known["size"]
+    import binascii
+    import zlib
 
-class _Writer:
-    """Writes a stream into a new file, leaving holes where it has zeros."""
+    from madrigal import inspector
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._offset = 0
-
-    def write(self, data: bytes) -> None:
-        for start in range(0, len(data), _BLOCK):
-            block = data[start : start + _BLOCK]
-            if block != _ZEROS[: len(block)]:
-                view = memoryview(block)
-                at = self._offset + start
-                while view:
-                    written = os.pwrite(self._fd, view, at)
-                    view, at = view[written:], at + written
-        self._offset += len(data)
-
-    def finish(self) -> None:
-        os.ftruncate(self._fd, self._offset)
+    head, tail = (zlib.decompress(binascii.a2b_base64(known[end])) for end in ("head", "tail"))
+    return inspector.check_ends(head, tail, known["size"]).driver, known["size"]
