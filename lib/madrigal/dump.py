@@ -7,11 +7,14 @@ is described by the `VM` document that one.vm.info answers.  Whatever is absent 
 from __future__ import annotations
 
 import binascii
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 
 from lxml import etree
 
 from madrigal.errors import UsageError
+
+_MAD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
 
 MAX_BYTES = 64 << 20
 """A dump larger than this is refused; the largest seen under a real front-end has 200 kB."""
@@ -44,6 +47,19 @@ def decode(text: bytes, what: str = "the dump") -> bytes:
         return binascii.a2b_base64(packed, strict_mode=True)
     except (binascii.Error, ValueError) as error:
         raise UsageError(f"{what} is not base64: {error}") from None
+
+
+def document(name: str, values: Mapping[str, str]) -> str:
+    """The XML element NAME with an element for each of VALUES."""
+    root = etree.Element(name)
+    for child, text in values.items():
+        etree.SubElement(root, child).text = text
+    return etree.tostring(root, encoding="unicode")
+
+
+def is_mad(name: str) -> bool:
+    """Whether NAME may be a driver's, a directory beside the others."""
+    return _MAD.match(name) is not None
 
 
 class Element:
@@ -138,6 +154,11 @@ class Datastore(Element):
 
     TYPES = ("IMAGE_DS", "SYSTEM_DS", "FILE_DS", "BACKUP_DS")
 
+    @classmethod
+    def of(cls, document: bytes) -> Datastore:
+        """The one that a DATASTORE document describes."""
+        return cls(_parse(document, "DATASTORE", "the datastore's description"))
+
     @property
     def id(self) -> int | None:
         return self.int("ID")
@@ -195,6 +216,21 @@ class Disk(Element):
     def fs(self) -> str:
         return self.text("FS")
 
+    @property
+    def preallocated(self) -> bool:
+        """Whether the disk is to have all its room from the beginning."""
+        return self.text("SPARSE").lower() == "no"
+
+    @property
+    def standalone(self) -> bool:
+        """Whether a qcow2 disk is to be a copy of its image, and not to lie on it."""
+        return self.text("QCOW2_STANDALONE").lower() in ("yes", "true")
+
+    @property
+    def persistent_source(self) -> str:
+        """The image that the disk itself is, "" if it is a copy of one."""
+        return self.text("SOURCE") if self.text("CLONE").lower() == "no" else ""
+
 
 class VM(Element):
     """A VM document."""
@@ -209,6 +245,31 @@ class VM(Element):
     @property
     def lcm_state(self) -> int | None:
         return self.int("LCM_STATE")
+
+    @property
+    def history(self) -> list[int]:
+        """The system datastores it was in, the last one now; not every document has more than that."""
+        found = (record.int("DS_ID") for record in self.all("HISTORY_RECORDS/HISTORY"))
+        return [ds_id for ds_id in found if ds_id is not None]
+
+    @property
+    def tm_mads(self) -> list[str]:
+        """The transfer drivers of its disks, each once; raises UsageError for what is not a driver's name."""
+        found = dict.fromkeys(disk.text("TM_MAD") for disk in self.all("TEMPLATE/DISK"))
+        for mad in found:
+            if mad and not is_mad(mad):
+                raise UsageError(f"DISK/TM_MAD is '{mad[:40]}' in the VM's description, not the name of a driver")
+        return [mad for mad in found if mad]
+
+    @property
+    def deploy_id(self) -> str:
+        """What the hypervisor calls it."""
+        return self.text("DEPLOY_ID")
+
+    @property
+    def hypervisor(self) -> str:
+        """The driver of the hypervisor that has it last: kvm, qemu, lxc, ..."""
+        return self.text("HISTORY_RECORDS/HISTORY[last()]/VM_MAD")
 
     def disk(self, disk_id: int) -> Disk | None:
         for disk in self.all("TEMPLATE/DISK"):

@@ -1,4 +1,4 @@
-"""Ask the front-end about a VM: over its XML-RPC interface, or with its own command-line tool.
+"""Ask the front-end about a VM or a datastore: over its XML-RPC interface, or with its own command-line tool.
 
 ONE_XMLRPC (or ~/.one/one_endpoint) says where it is, ONE_AUTH (or ~/.one/one_auth) is the file with
 `user:password`; both as for the front-end's own tools.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from madrigal import command, deadline
-from madrigal.dump import MAX_BYTES, VM
+from madrigal.dump import MAX_BYTES, VM, Datastore
 from madrigal.errors import ConfigError, Forbidden, HostUnreachable, MadrigalError, NotFound, SourceUnavailable
 
 _DEFAULT = "http://localhost:2633/RPC2"
@@ -18,15 +18,24 @@ _FORBIDDEN, _NOT_FOUND = (0x100, 0x200), 0x400  # error codes of its interface: 
 
 def vm(vm_id: int) -> VM:
     """The VM with this id as the front-end knows it; raises NotFound, Forbidden, SourceUnavailable."""
+    return VM(_ask("vm", vm_id))
+
+
+def datastore(ds_id: int) -> Datastore:
+    """The datastore with this id; raises what vm() does."""
+    return Datastore.of(_ask("datastore", ds_id))
+
+
+def _ask(kind: str, number: int) -> bytes:
     auth = _auth()
     if auth is not None:
         try:
-            return VM(_call("one.vm.info", auth, vm_id))
+            return _call(f"one.{kind}.info", auth, number)
         except HostUnreachable as error:
             unreachable = error
     else:
         unreachable = HostUnreachable("there is no ONE_AUTH and no ~/.one/one_auth")
-    return VM(_ask_tool(["onevm", "show", "-x", str(vm_id)], unreachable))
+    return _ask_tool([f"one{kind}", "show", "-x", str(number)], unreachable)
 
 
 def _read(path: str) -> str | None:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 
 from madrigal import action as action_layer
 from madrigal import messages, running
-from madrigal.errors import ConfigError, NotFound, NotSupported, UsageError
-from madrigal.location import Location
+from madrigal.config import configuration
+from madrigal.errors import ConfigError, MadrigalError, NotFound, NotSupported, UsageError
+from madrigal.location import Location, is_host
 from madrigal.onhost import filesystem
 
 TYPE_CHECKING = False
@@ -26,11 +28,15 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from madrigal import dump
-    from madrigal.transfer import Size
+    from madrigal.transfer import Size, State
+
+    Guest = dict[str, Any]
 
 __all__ = ["VM", "Location", "action"]
 
 MIB = 1 << 20
+RUNNING = (26, 57, 59, 62, 69)
+"""LCM_STATE of a VM that runs while an action works on it: disk-saveas, a snapshot made or deleted, resize, backup."""
 MOST = (1 << 43) - 1  # MiB: a file has at most 8 EiB
 
 # Action: its arguments, then how many 3.4 gives (with and without the `size` its documentation shows); today's form
@@ -50,7 +56,14 @@ ACTIONS: dict[str, tuple[str, tuple[int, int]]] = {
     "mkimage": ("size format disk", (3, 4)),
     "mkswap": ("size disk", (2, 3)),
     "context": ("files disk", (2, sys.maxsize)),
+    "premigrate": ("origin host dir", (0, -1)),
+    "postmigrate": ("origin host dir", (0, -1)),
+    "failmigrate": ("origin host dir", (0, -1)),
 }
+
+# These have the VM's description on stdin, and behind their arguments the driver that calls them, if it is not the
+# front-end.  A recipe gets `target`, which is HOST:DIR.
+MIGRATIONS = ("premigrate", "postmigrate", "failmigrate")
 
 _SHOWN = {
     "image": "[FE:]SOURCE",
@@ -61,6 +74,9 @@ _SHOWN = {
     "format": "FORMAT",
     "snapshot": "SNAPSHOT_ID",
     "files": "FILE...",
+    "origin": "SOURCE_HOST",
+    "host": "HOST",
+    "dir": "DIR",
 }
 
 
@@ -70,10 +86,10 @@ class VM:
     In the 3.4 form `id` and `ds_id` are None and there is nobody to ask.
     """
 
-    def __init__(self, vm_id: int | None, ds_id: int | None) -> None:
+    def __init__(self, vm_id: int | None, ds_id: int | None, told: dump.VM | None = None) -> None:
         self.id = vm_id
         self.ds_id = ds_id
-        self._known: dump.VM | None = None
+        self._known = told
 
     @property
     def is_current(self) -> bool:
@@ -103,17 +119,93 @@ class VM:
             return Location(disk.host, image.path)
         return Location(disk.host, f"{os.path.dirname(os.path.dirname(disk.dir))}/{datastore}/{name}")
 
+    def before(self, origin: str, target: Location) -> Location:
+        """Where on the host ORIGIN the directory of the VM is, or was, that comes to TARGET.
+
+        The datastores are where TARGET's is, and which one it was says the last record of the VM's history but one.
+        """
+        history = self.info().history
+        if len(history) < 2 and self.id is not None:
+            from madrigal import frontend
+
+            history = frontend.vm(self.id).history  # what came on stdin may have the last record alone
+        ds_id = history[-2] if len(history) > 1 else self.ds_id
+        return Location(origin, f"{os.path.dirname(os.path.dirname(target.path))}/{ds_id}/{target.name}")
+
+    @property
+    def is_resized_by_hypervisor(self) -> bool:
+        """Whether the VM runs while its disk is resized."""
+        return self.info().lcm_state == 62
+
+    def warn_of_replica(self, disk: Location) -> None:
+        """Say in the log if the system datastore of DISK has REPLICA_HOST, which changes nothing here."""
+        ds_id = os.path.basename(os.path.dirname(disk.dir))
+        if not self.is_current or disk.disk_id is None or not ds_id.isdigit():
+            return
+        from madrigal import frontend
+
+        with contextlib.suppress(MadrigalError):  # without an answer the disk can be had all the same
+            if frontend.datastore(int(ds_id)).attribute("REPLICA_HOST"):
+                text = "REPLICA_HOST is not supported by this driver yet; images are copied directly"
+                messages.log(text, "WARN")
+
     @property
     def source_is_dead(self) -> bool:
         """Whether the VM migrates away from a host that is not there any more (PROLOG_MIGRATE_UNKNOWN)."""
         return self.is_current and self.info().lcm_state in (60, 61)
 
-    def check_saved(self, snapshot: int) -> None:
-        """Raise NotSupported unless the current state of a disk that nobody writes is to be saved."""
-        if snapshot >= 0:
-            raise NotSupported("saving a snapshot is not supported by this driver yet: save the disk's current state")
-        if self.info().lcm_state == 26:
-            raise NotSupported("saving a disk of a running VM is not supported by this driver yet: power it off first")
+    def state(self, disk: Location, snapshot: int = -1) -> State | None:
+        """Which state of a disk, or of its image, is to be copied (-1: the current); None in 3.4 and for a kernel."""
+        known = self.disk(disk)
+        if known is None:
+            return None
+        source = Location.of_image(known.persistent_source)
+        image = "" if source.is_url or not source.path else self.on_host(source, disk).path
+        return {"format": known.format, "snapshot": snapshot, "image": image}
+
+    def linked_image(self, disk: Location) -> Location | None:
+        """The image that DISK should be a link to, on shared storage; None for a copy and for a chain.
+
+        A chain has its own links, and a VM in a system datastore of hosts' own storage has copies.
+        """
+        known = self.disk(disk)
+        if known is None or known.format != "raw" or known.text("TM_MAD_SYSTEM") == "ssh":
+            return None
+        source = Location.of_image(known.persistent_source)
+        return None if source.is_url or not source.path else self.on_host(source, disk)
+
+    def saved(self, disk: Location, snapshot: int) -> State:
+        """Which state of a disk is to be saved, and if it is the current one of a VM that runs, by whom."""
+        state = self.state(disk, snapshot)
+        if state is None:
+            raise UsageError(f"'{disk}' is not a disk that can be saved, expected HOST:DATASTORE/VM/disk.N")
+        return dict(state, guest=self.guest()) if snapshot < 0 else state
+
+    @property
+    def runs(self) -> bool:
+        """Whether a hypervisor runs the VM while this action works on it."""
+        return self.info().lcm_state in RUNNING
+
+    def guest(self, surely: bool = False) -> Guest | None:
+        """Who runs the VM while this action works on it, None if nobody does; SURELY: the action is only for such VMs.
+
+        {"uri": libvirt's, "domain": what the VM is called there, "timeout": seconds for one command of virsh}, from
+        kvmrc (docs/contract.md, "Disks of a running VM").  Raises NotSupported for another hypervisor.
+        """
+        known = self.info()
+        if not surely and not self.runs:
+            return None
+        if known.hypervisor not in ("kvm", "qemu"):
+            name = known.hypervisor or "no hypervisor that the front-end names"
+            raise NotSupported(f"VM {self.id} is run by {name}: disks of a running VM can be worked on under kvm alone")
+        if not known.deploy_id:
+            raise NotFound(f"the front-end does not say what the hypervisor calls VM {self.id}")
+        values = configuration("vmm/kvm/kvmrc")
+        seconds = values.get("VIRSH_TIMEOUT") or "60"
+        if not re.fullmatch("[1-9][0-9]{0,5}", seconds):
+            raise ConfigError(f"VIRSH_TIMEOUT of kvmrc is '{seconds}', expected a number of seconds")
+        uri = values.get("LIBVIRT_URI") or "qemu:///system"
+        return {"uri": uri, "domain": known.deploy_id, "timeout": int(seconds)}
 
     def empty_disk(self, format: str, disk: Location) -> tuple[str, str]:
         """(format of the image, file system or `swap` to make in it) of a volatile disk that is asked for as FORMAT."""
@@ -125,10 +217,23 @@ class VM:
         described = self.disk(disk)
         return format, described.fs if described else ""
 
-    def is_qcow2(self, disk: Location) -> bool:
-        """Whether the front-end says that the disk is qcow2 (nobody asks the disk: a guest writes it)."""
+    def format(self, disk: Location) -> str:
+        """raw or qcow2, as the front-end says: nobody asks the disk, which a guest writes.  In 3.4 all are as raw."""
         known = self.disk(disk)
-        return known is not None and known.format == "qcow2"
+        return known.format if known else "raw"
+
+    def is_qcow2(self, disk: Location) -> bool:
+        return self.format(disk) == "qcow2"
+
+    def is_overlay(self, disk: Location) -> bool:
+        """Whether the disk is to lie on its image: it is qcow2, and nobody wants it to be a copy."""
+        known = self.disk(disk)
+        return known is not None and known.format == "qcow2" and not known.standalone
+
+    def preallocates(self, disk: Location) -> bool:
+        """Whether the disk is to have all its room from the beginning (SPARSE=NO)."""
+        known = self.disk(disk)
+        return known is not None and known.preallocated
 
     def disk(self, disk: Location) -> dump.Disk | None:
         """What the front-end knows of a disk; None in 3.4 and for what is not `disk.N`."""
@@ -187,8 +292,10 @@ def parse(name: str, argv: list[str]) -> dict[str, Any]:
     words = ACTIONS[name][0].split()
     is_current = _form(name, argv) == "current"
     vm = VM(None, None)
+    if name in MIGRATIONS:
+        return _migration(argv)
     if is_current:
-        vm = VM(*(_number(text, what) for text, what in zip(argv[-2:], ("VMID", "DSID"), strict=True)))
+        vm = VM(*_ids(*argv[-2:]))
         argv = argv[:-2]
     else:
         messages.marks = True
@@ -208,9 +315,32 @@ def parse(name: str, argv: list[str]) -> dict[str, Any]:
     return given
 
 
+def _migration(argv: list[str]) -> dict[str, Any]:
+    origin, host, directory = argv[:3]
+    vm_id, ds_id = _ids(*argv[3:5])
+    for name in (origin, host):
+        if not is_host(name):
+            raise UsageError(f"'{name}' is not the name of a host")
+    target = Location.parse(f"{host}:{directory}")
+    if target.name != str(vm_id) or not os.path.basename(target.dir).isdigit():
+        raise UsageError(f"'{directory}' is not the directory of VM {vm_id}, expected DATASTORES/DSID/{vm_id}")
+    from madrigal import dump
+
+    caller = argv[5] if len(argv) > 5 else ""
+    if len(argv) > 5 and not dump.is_mad(caller):
+        raise UsageError(f"'{caller[:40]}' is not the name of a transfer driver")
+    told = sys.stdin.buffer.read(dump.MAX_BYTES + 1)
+    known = dump.VM(dump.decode(told, "the description of the VM"))
+    if known.id != vm_id:
+        raise UsageError(f"stdin describes VM {known.id}, not VM {vm_id}")
+    return {"origin": origin, "target": target, "vm": VM(vm_id, ds_id, known), "caller": caller, "told": told}
+
+
 def _form(name: str, argv: list[str]) -> str:
     words, (fewest, most) = ACTIONS[name][0].split(), ACTIONS[name][1]
     current = len(words) + 2
+    if name in MIGRATIONS and len(argv) == current + 1:
+        argv = argv[:-1]
     if name == "context":
         # The disk comes last in 3.4, before two numbers today.
         is_current = len(argv) >= current and argv[-1].isdigit() and argv[-2].isdigit()
@@ -225,6 +355,10 @@ def _form(name: str, argv: list[str]) -> str:
     if is_old and wanted != "current":
         return "3.4"
     raise UsageError(f"{len(argv)} arguments; usage: {' or '.join(_synopses(name))}")
+
+
+def _ids(vm_id: str, ds_id: str) -> tuple[int, int]:
+    return _number(vm_id, "VMID"), _number(ds_id, "DSID")
 
 
 def _number(text: str, what: str, least: int = 0) -> int:
@@ -253,11 +387,13 @@ def _synopses(name: str) -> list[str]:
     words, (fewest, most) = ACTIONS[name]
     plain = " ".join(_SHOWN[word] for word in words.split())
     old = [f"{name} {plain}{' [SIZE]' if most == fewest + 1 else ''}"] if most > 0 else []
-    return [f"{name} {plain} VMID DSID", *old]
+    return [f"{name} {plain} VMID DSID{' [CALLER] < VM' if name in MIGRATIONS else ''}", *old]
 
 
 def _usage(name: str) -> str:
     about = (sys.modules["__main__"].__doc__ or "").strip()
-    lines = [about, "", f"usage: {_synopses(name)[0]}"]
-    lines += [f"       {old}   (3.4)" for old in _synopses(name)[1:]]
+    # with the suffix of a system datastore of another driver, which only today's form has
+    called = messages.name() if messages.name().startswith(name + ".") else name
+    lines = [about, "", f"usage: {called}{_synopses(name)[0][len(name) :]}"]
+    lines += [f"       {old}   (3.4)" for old in _synopses(name)[1:] if called == name]
     return "\n".join([*lines, "", *action_layer.NOTES])
