@@ -13,6 +13,7 @@ from conftest import PATH, TREE
 
 from madrigal import config, drivers
 from madrigal.drivers import generate
+from madrigal.embedded import FrontEnd
 from madrigal.errors import ConfigError, NotFound, UsageError
 
 ALL = drivers.load(str(TREE))
@@ -24,7 +25,7 @@ def test_generated_files_are_up_to_date() -> None:
 
 def test_every_driver_has_a_file() -> None:
     found = {f"{kind}/{path.name}" for kind in drivers.KINDS for path in (TREE / kind).iterdir() if path.is_dir()}
-    assert found == {driver.path for driver in ALL} | {"tm/common"}
+    assert found == {driver.path for driver in ALL} | {"tm/common", "datastore/common"}
 
 
 @pytest.mark.parametrize("driver", ALL, ids=lambda driver: driver.path)
@@ -53,7 +54,71 @@ def test_lines_for_oned_conf() -> None:
     assert len(re.findall(r"^(TM|DS)_MAD_CONF = \[$", text, re.MULTILINE)) == len(ALL)
     ssh = text[text.index('NAME = "ssh"') :]
     assert 'LN_TARGET = "SYSTEM"' in ssh and 'SHARED = "NO"' in ssh
-    assert "dummy,shared,ssh" in text
+    assert "dev,dummy,local,qcow2,shared,ssh" in text
+    dev, fs = (text[text.index(f'NAME = "{name}"') :].partition("]")[0] for name in ("dev", "fs"))
+    assert 'PERSISTENT_ONLY = "YES"' in dev and "MARKETPLACE_ACTIONS" not in dev
+    assert 'PERSISTENT_ONLY = "NO"' in fs and 'MARKETPLACE_ACTIONS = "export"' in fs and 'REQUIRED_ATTRS = ""' in fs
+
+
+def test_all_that_oned_conf_wants_of_a_transfer_driver(tree: Path) -> None:
+    """And of vmm_execrc, which says whether running VMs have snapshots; the embedded front-end reads the same."""
+    (tree / "tm/mine").mkdir()
+    text = GOOD_TM + '[tm_mad_system.ssh]\nclone_target = "SELF"\nln_target = "NONE"\ndisk_type = "FILE"\n'
+    (tree / "tm/mine/driver.toml").write_text(text)
+    (driver,) = drivers.load(str(tree))
+    said = generate.oned_conf([driver])
+    values = dict(re.findall(r'^    (\w+) = "(.*)",?$', said, re.MULTILINE))
+    of_datastores = {
+        "LN_TARGET": "NONE",
+        "CLONE_TARGET": "SYSTEM",
+        "TM_MAD_SYSTEM": "ssh",
+        "LN_TARGET_SSH": "NONE",
+        "CLONE_TARGET_SSH": "SELF",
+        "DISK_TYPE_SSH": "FILE",
+        "DRIVER": "raw",
+        "DISK_TYPE": "BLOCK",
+        "ALLOW_ORPHANS": "MIXED",
+    }
+    moves = {"DS_MIGRATE": "YES", "DS_LIVE_MIGRATE": "NO", "DS_MIGRATE_SNAP": "YES", "PERSISTENT_SNAPSHOTS": "NO"}
+    assert values == {"NAME": "mine", "SHARED": "YES", **of_datastores, **moves}
+    assert '\n# LIVE_DISK_SNAPSHOTS="kvm-mine"\n' in said
+    assert generate.tm_attributes(driver) == of_datastores
+    with FrontEnd(str(tree / "state"), tree=str(tree)) as front_end:
+        image = front_end.datastores.create("image", tm_mad="mine").template
+        assert image.items() >= of_datastores.items()
+        system = front_end.datastores.create("new", tm_mad="mine", type="system").template
+        assert system.items() >= {"ALLOW_ORPHANS": "MIXED", "SHARED": "YES", "DS_MIGRATE": "YES"}.items()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"MIXED"', '"SOME"', "allow_orphans is 'SOME', expected one of NO, YES"),
+        ('"raw"\ndisk', '"vmdk"\ndisk', "driver is 'vmdk', expected one of raw, qcow2"),
+        ('"BLOCK"', '"TAPE"', "disk_type is 'TAPE'"),
+        ("ds_migrate = true", "", "ds_migrate is missing"),
+        ("ds_migrate = true", "migration = true", "'migration' is not known"),
+        ("sudo = []", 'sudo = []\n[tm_mad_system]\nssh = "SYSTEM"', "[tm_mad_system.ssh]"),
+        ("sudo = []", "sudo = []\n[tm_mad_system.ssh]", "clone_target and ln_target and disk_type is missing"),
+        (
+            "sudo = []",
+            'sudo = []\n[tm_mad_system.ssh]\nclone_target = "X"\nln_target = "NONE"\ndisk_type = "FILE"',
+            "clone_target is 'X'",
+        ),
+    ],
+)
+def test_bad_driver_toml_of_a_transfer_driver(old: str, new: str, said: str, tree: Path) -> None:
+    (tree / "tm/mine").mkdir()
+    text = GOOD_TM.replace(old, new)
+    assert text != GOOD_TM
+    (tree / "tm/mine/driver.toml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        drivers.load(str(tree))
+
+
+def test_what_only_refuses_is_no_ability() -> None:
+    dev = drivers.find(ALL, "tm/dev")
+    assert "ln" in dev.actions and not {"resize", "cpds", "snap_create"} & set(dev.actions)
 
 
 def test_sudoers_is_one_that_visudo_takes(tmp_path: Path) -> None:
@@ -76,6 +141,21 @@ def test_find() -> None:
         drivers.find(ALL, "ceph")
 
 
+GOOD_TM = """description = "x"
+formats = []
+shared = true
+clone_target = "SYSTEM"
+ln_target = "NONE"
+allow_orphans = "MIXED"
+ds_migrate = true
+ds_live_migrate = false
+ds_migrate_snap = true
+persistent_snapshots = false
+live_snapshots = true
+driver = "raw"
+disk_type = "BLOCK"
+sudo = []
+"""
 GOOD = """description = "x"
 formats = ["raw"]
 sudo = []
@@ -116,6 +196,9 @@ def test_driver_of_ones_own(tree: Path) -> None:
         ('["raw"]', "[7]", "formats is a list of texts"),
         ("sudo = []", 'sudo = ["lvs"]', "expected the absolute path"),
         ("sudo = []", "sudo = [", "is not TOML"),
+        ("sudo = []", "sudo = []\npersistent_only = 'yes'", "persistent_only must be of the type bool"),
+        ("sudo = []", "sudo = []\nmarketplace_actions = [7]", "marketplace_actions is a list of texts"),
+        ("sudo = []", "sudo = []\nclone_target = 'SELF'", "'clone_target' is not known"),
     ],
 )
 def test_bad_driver_toml(old: str, new: str, said: str, tree: Path) -> None:
@@ -131,6 +214,12 @@ def madrigal(*arguments: str) -> subprocess.CompletedProcess[str]:
     argv = ["/usr/bin/python3", "-m", "madrigal", *arguments]
     env = {**os.environ, "PYTHONPATH": str(TREE / "lib")}
     return subprocess.run(argv, capture_output=True, text=True, env=env)
+
+
+def test_required_attributes_are_in_the_lines_for_oned_conf(tree: Path) -> None:
+    text = GOOD.replace("sudo = []", 'sudo = []\nrequired_attributes = ["DISK_TYPE", "BRIDGE_LIST"]')
+    (tree / "datastore/mine/driver.toml").write_text(text)
+    assert 'REQUIRED_ATTRS = "DISK_TYPE,BRIDGE_LIST"' in generate.oned_conf(drivers.load(str(tree)))
 
 
 def test_command() -> None:

@@ -4,6 +4,9 @@
 OPTIONS: dict[str, dict[str, str]] = {
     "datastore": {
         "CONVERT": "yes",
+        "NFS_AUTO_ENABLE": "no",
+        "NFS_AUTO_OPTS": "defaults",
+        "SPARSE": "yes",
         "SUPPORTED_FS": "ext2,ext3,ext4,xfs",
         "UMASK": "0007",
     },

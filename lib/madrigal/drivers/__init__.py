@@ -11,13 +11,15 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from madrigal.errors import ConfigError, NotFound, UsageError
 
 KINDS = ("datastore", "tm")
 TARGETS = ("NONE", "SELF", "SYSTEM")
+ORPHANS = ("NO", "YES", "FORMAT", "MIXED", "LINEAR")
+DISK_TYPES = ("FILE", "BLOCK", "RBD", "ISCSI", "GLUSTER", "SHEEPDOG", "FILESYSTEM")
 TYPES = {
     "text": r".*",
     "yes/no": r"(yes|no)?",
@@ -34,10 +36,16 @@ _TM_KEYS = {
     "shared": bool,
     "clone_target": str,
     "ln_target": str,
-    "migration": bool,
-    "live_migration": bool,
-    "snapshots": bool,
+    "allow_orphans": str,
+    "ds_migrate": bool,
+    "ds_live_migrate": bool,
+    "ds_migrate_snap": bool,
+    "persistent_snapshots": bool,
+    "live_snapshots": bool,
 }
+_DS_KEYS = {"persistent_only": bool, "marketplace_actions": list, "required_attributes": list}
+_TM_OPTIONAL = {"driver": str, "disk_type": str, "tm_mad_system": dict}
+_SYSTEM_KEYS = {"clone_target": str, "ln_target": str, "disk_type": str}
 _OPTION_KEYS = {"type": str, "default": str, "help": str}
 _OPTION_OPTIONAL = {"user": bool, "common": bool, "template_only": bool}
 _NAME = re.compile(r"[A-Z][A-Za-z0-9_]*(<[a-z]+>)?\Z")
@@ -83,10 +91,30 @@ class Driver:
     clone_target: str = ""
     """Where the copy for a non-persistent disk takes space: NONE, SELF (the image datastore) or SYSTEM."""
     ln_target: str = ""
-    migration: bool = False
-    """Whether the disks of a VM that does not run can go to another system datastore."""
-    live_migration: bool = False
-    snapshots: bool = False
+    allow_orphans: str = "NO"
+    """Which snapshots may lose the one they were made of: one of ORPHANS, as the front-end's ALLOW_ORPHANS."""
+    ds_migrate: bool = False
+    """Whether the disks of a VM can go to another system datastore."""
+    ds_live_migrate: bool = False
+    """The same while it runs."""
+    ds_migrate_snap: bool = False
+    """The same with snapshots."""
+    persistent_snapshots: bool = False
+    """Whether the snapshots of a persistent disk stay with its image."""
+    live_snapshots: bool = False
+    """Whether snapshots can be taken while the VM runs."""
+    driver: str = ""
+    """The format that all images get, if the driver wants one."""
+    disk_type: str = ""
+    """What the hypervisor gets, of DISK_TYPES; files if it is not said."""
+    tm_mad_system: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Other drivers that the system datastore of its disks may have, each with clone_target, ln_target, disk_type."""
+    persistent_only: bool = False
+    """(The rest is of datastore drivers.)  Whether all its images are persistent."""
+    marketplace_actions: tuple[str, ...] = ()
+    """What a marketplace may ask of it: export."""
+    required_attributes: tuple[str, ...] = ()
+    """What the template of a datastore must have."""
 
     @property
     def path(self) -> str:
@@ -136,28 +164,40 @@ def read(tree: str, kind: str, name: str) -> Driver | None:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
-    _check(path, values, _KEYS | (_TM_KEYS if kind == "tm" else {}), _OPTIONAL)
-    for key in ("formats", "sudo"):
+    is_tm = kind == "tm"
+    needed, optional = (_KEYS | _TM_KEYS, _OPTIONAL | _TM_OPTIONAL) if is_tm else (_KEYS, _OPTIONAL | _DS_KEYS)
+    _check(path, values, needed, optional)
+    for key in ("formats", "sudo", *(key for key, of in _DS_KEYS.items() if of is list and key in values)):
         if not all(isinstance(item, str) for item in values[key]):
             raise ConfigError(f"{path}: {key} is a list of texts")
+        values[key] = tuple(values[key])
     for key in ("front_end", "hosts", "refused"):
         table = values.setdefault(key, {})
         _check(f"{path}, [{key}]", table, dict.fromkeys(table, str), {})
     if "\n" in values["description"]:
         raise ConfigError(f"{path}: description is one line")
-    for key in ("clone_target", "ln_target") if kind == "tm" else ():
-        if values[key] not in TARGETS:
-            raise ConfigError(f"{path}: {key} is '{values[key]}', expected one of {', '.join(TARGETS)}")
+    if is_tm:
+        _check_words(path, values)
+    for other, table in values.get("tm_mad_system", {}).items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: [tm_mad_system.{other}] must be a table")
+        _check(where := f"{path}, [tm_mad_system.{other}]", table, _SYSTEM_KEYS, {})
+        _check_words(where, table)
     for command in values["sudo"]:
         if not _COMMAND.match(command):
             raise ConfigError(f"{path}: sudo has '{command}', expected the absolute path of a program, then arguments")
     options = [_option(f"{path}, option {name}", name, table) for name, table in values.pop("options", {}).items()]
-    values.update(formats=tuple(values["formats"]), sudo=tuple(values["sudo"]), options=tuple(options))
-    return Driver(kind, name, _actions(directory), **values)
+    return Driver(kind, name, _actions(directory), **values, options=tuple(options))
 
 
 def _actions(directory: str) -> tuple[str, ...]:
-    return tuple(name for name in sorted(os.listdir(directory)) if os.access(f"{directory}/{name}", os.X_OK))
+    """What the driver can do: its executables but those that only say that it cannot."""
+    paths = {name: f"{directory}/{name}" for name in sorted(os.listdir(directory))}
+    return tuple(
+        name
+        for name, path in paths.items()
+        if os.access(path, os.X_OK) and os.path.basename(os.path.realpath(path)) != "unsupported"
+    )
 
 
 def _option(where: str, name: str, table: Any) -> Option:
@@ -172,6 +212,19 @@ def _option(where: str, name: str, table: Any) -> Option:
     if option.default and "<" in name:
         raise ConfigError(f"{where}: an option for many names has no default")
     return option
+
+
+def _check_words(where: str, values: dict[str, Any]) -> None:
+    known = {
+        "clone_target": TARGETS,
+        "ln_target": TARGETS,
+        "allow_orphans": ORPHANS,
+        "disk_type": DISK_TYPES,
+        "driver": ("raw", "qcow2"),
+    }
+    for key, words in known.items():
+        if key in values and values[key] not in words:
+            raise ConfigError(f"{where}: {key} is '{values[key]}', expected one of {', '.join(words)}")
 
 
 def _check(where: str, values: dict[str, Any], needed: Mapping[str, type], optional: Mapping[str, type]) -> None:

@@ -28,19 +28,36 @@ def oned_conf(drivers: list[Driver]) -> str:
     for driver in drivers:
         values = {"NAME": driver.name}
         if driver.kind == "tm":
-            values |= {
-                "LN_TARGET": driver.ln_target,
-                "CLONE_TARGET": driver.clone_target,
+            values |= tm_attributes(driver) | {
                 "SHARED": _yes(driver.shared),
-                "DS_MIGRATE": _yes(driver.migration),
-                "DS_LIVE_MIGRATE": _yes(driver.live_migration),
-                "DS_MIGRATE_SNAP": _yes(driver.snapshots),
+                "DS_MIGRATE": _yes(driver.ds_migrate),
+                "DS_LIVE_MIGRATE": _yes(driver.ds_live_migrate),
+                "DS_MIGRATE_SNAP": _yes(driver.ds_migrate_snap),
+                "PERSISTENT_SNAPSHOTS": _yes(driver.persistent_snapshots),
             }
         else:
-            values |= {"REQUIRED_ATTRS": "", "PERSISTENT_ONLY": "NO"}
+            values["REQUIRED_ATTRS"] = ",".join(driver.required_attributes)
+            values["PERSISTENT_ONLY"] = _yes(driver.persistent_only)
+            if driver.marketplace_actions:
+                values["MARKETPLACE_ACTIONS"] = ",".join(driver.marketplace_actions)
         pairs = ",\n".join(f'    {key} = "{value}"' for key, value in values.items())
         parts.append(f"{'TM' if driver.kind == 'tm' else 'DS'}_MAD_CONF = [\n{pairs}\n]\n")
+    if live := " ".join(f"kvm-{driver.name}" for driver in drivers if driver.live_snapshots):
+        parts += ["# Not here but in vmm_exec/vmm_execrc: snapshots of disks while the VM runs.", "#"]
+        parts[-1] += f' LIVE_DISK_SNAPSHOTS="{live}"\n'
     return "\n".join(parts)
+
+
+def tm_attributes(driver: Driver) -> dict[str, str]:
+    """What the front-end gives a datastore with this transfer driver, by the names of its attributes."""
+    values = {"LN_TARGET": driver.ln_target, "CLONE_TARGET": driver.clone_target}
+    if driver.tm_mad_system:
+        values["TM_MAD_SYSTEM"] = ",".join(driver.tm_mad_system)
+    for name, said in driver.tm_mad_system.items():
+        values |= {f"{key.upper()}_{name.upper()}": said[key] for key in ("ln_target", "clone_target", "disk_type")}
+    values |= {"DRIVER": driver.driver} if driver.driver else {}
+    values |= {"DISK_TYPE": driver.disk_type} if driver.disk_type else {}
+    return values | {"ALLOW_ORPHANS": driver.allow_orphans}
 
 
 def sudoers(drivers: list[Driver]) -> str:
@@ -143,9 +160,18 @@ def summary(driver: Driver) -> dict[str, str]:
             "storage": "shared by front-end and hosts" if driver.shared else "each host its own",
             "space of a non-persistent disk (CLONE_TARGET)": driver.clone_target,
             "space of a persistent disk (LN_TARGET)": driver.ln_target,
-            "to another system datastore": _yes(driver.migration).lower(),
-            "live": _yes(driver.live_migration).lower(),
-            "snapshots": _yes(driver.snapshots).lower(),
+            "system datastores with another driver": ", ".join(driver.tm_mad_system) or "none",
+            "to another system datastore": _yes(driver.ds_migrate).lower(),
+            "while the VM runs": _yes(driver.ds_live_migrate).lower(),
+            "with snapshots": _yes(driver.ds_migrate_snap).lower(),
+            "snapshots while the VM runs": _yes(driver.live_snapshots).lower(),
+            "snapshots that lose their origin (ALLOW_ORPHANS)": driver.allow_orphans,
+        }
+        said |= {"format of all images": driver.driver} if driver.driver else {}
+    else:
+        said |= {
+            "images are persistent only": _yes(driver.persistent_only).lower(),
+            "for marketplaces": ", ".join(driver.marketplace_actions) or "nothing",
         }
     return said | {"sudo on hosts": ", ".join(driver.sudo) or "none"}
 
