@@ -1,5 +1,6 @@
 # make demo       one VM's whole life on two real SSH hosts, run by the driver executables
-# make test       every test: units, actions, real hosts, bats, linters, types
+# make test       units, actions, real hosts and guests, bats, linters, types
+# make cycle      the lives of VMs, gesture by gesture, on three hosts, for every pair of drivers
 # make lint       linters and types alone
 # make bench      what an action costs with nothing to move; STOCK=DIR beside the drivers of another remotes tree
 # make generated  renew what comes from the driver.toml files
@@ -8,7 +9,8 @@
 
 PYTHON := /usr/bin/python3
 VENV := .venv
-TESTS :=
+CYCLE := tests/test_cycle.py
+TESTS := --ignore=$(CYCLE)
 
 demo:
 	@tests/packages demo
@@ -16,6 +18,9 @@ demo:
 
 test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -q $(TESTS)
+
+cycle: $(VENV)/ready
+	$(VENV)/bin/python -m pytest -q $(CYCLE)
 
 lint: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -q tests/test_linters.py
@@ -34,4 +39,4 @@ $(VENV)/ready: tests/requirements.txt tests/packages
 	@if $(VENV)/bin/python -m pip install -q --disable-pip-version-check -r tests/requirements.txt; then touch $@; \
 	else echo "ruff, mypy and stubs cannot be had from pip: what needs them will be skipped"; fi
 
-.PHONY: demo test lint bench generated
+.PHONY: demo test cycle lint bench generated

@@ -76,16 +76,18 @@ class Hosts:
 
     `names`: host01 and host02.  `env`: the environment that actions need to reach them, and no more than a
     front-end gives.  `datastores`: a directory that the front-end and every host have, each its own.
+    With OWN, directories of it, only these are each machine's own, and the rest of it is storage that all share.
     """
 
-    def __init__(self, work: str) -> None:
+    def __init__(self, work: str, count: int = 2, own: Sequence[str] = ()) -> None:
         self.work = work
         self._state = f"{work}/hosts"
         self.ssh_config = f"{self._state}/ssh_config"
         self.var = f"{work}/one/var"
         self.datastores = f"{self.var}/datastores"
-        self.names = ["host01", "host02"]
-        for directory in (self.datastores, f"{work}/home", f"{work}/tmp"):
+        self.names = [f"host{number:02}" for number in range(1, count + 1)]
+        mounts = [f"{self.datastores}/{name}" for name in own] or [self.datastores]
+        for directory in (*mounts, f"{work}/home", f"{work}/tmp"):
             os.makedirs(directory)
         self.env = {
             "PATH": PATH,
@@ -96,7 +98,7 @@ class Hosts:
             "MADRIGAL_RUN_DIR": f"{work}/run",
             "MADRIGAL_FRONTEND": "fe",
         }
-        self._rig("-n", "2", "-s", "512m", self.datastores)
+        self._rig("-n", str(count), "-s", "512m", *mounts)
 
     def _rig(self, *argv: str, **env: str) -> None:
         rig = subprocess.run([f"{RIGS}/hosts-up", self._state, *argv], capture_output=True, env={**os.environ, **env})
@@ -202,6 +204,11 @@ def eventually(condition: Callable[[], object], seconds: float = 20) -> bool:
 @pytest.fixture(scope="session")
 def hosts() -> Iterator[Hosts]:
     """Two SSH hosts, for the whole session; a test leaves `datastores` as it found it."""
+    yield from rig()
+
+
+def rig(count: int = 2, own: Sequence[str] = ()) -> Iterator[Hosts]:
+    """COUNT hosts, ended in the end; skips where there can be none."""
     for program in ("sshd", "ssh", "unshare", "nsenter"):
         if not shutil.which(program, path=f"{PATH}:/usr/sbin:/sbin"):
             pytest.skip(f"SSH hosts need {program}, which is not installed")
@@ -209,7 +216,7 @@ def hosts() -> Iterator[Hosts]:
     if subprocess.run([f"{RIGS}/hosts-up", f"{work}/hosts", "can"], stdin=subprocess.DEVNULL).returncode:
         os.rmdir(work)
         pytest.skip("this machine forbids user namespaces, which SSH hosts with file systems of their own need")
-    made = Hosts(work)
+    made = Hosts(work, count, own)
     yield made
     left = made.close()
     assert not left, f"did not end by itself: {left}"

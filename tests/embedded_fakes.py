@@ -32,6 +32,7 @@ with open(tree + "/calls", "a") as file:
 say = {"fs.cp": "/ds/image raw", "fs.mkfs": "/ds/empty", "fs.stat": "10"}
 if len(sys.argv) == 3:
     say = {"fs.cp": "/ds/image 10", "fs.mkfs": "/ds/empty 10"}
+say["fs.clone"] = "/ds/clone"
 say["fs.monitor"] = "TOTAL_MB=100\\nFREE_MB=60\\nUSED_MB=40"
 plan = {"stdout": say[mad + "." + action] + "\\n"} if kind == "datastore" and mad + "." + action in say else {}
 try:
@@ -49,8 +50,11 @@ time.sleep(plan.get("sleep", 0))
 sys.exit(plan.get("status", 0))
 """
 
-TM_ACTIONS = ("clone", "ln", "mv", "mvds", "cpds", "delete", "mkimage", "mkswap", "context")
-DS_ACTIONS = ("cp", "mkfs", "rm", "stat", "monitor")
+TM_ACTIONS = (
+    *("clone", "ln", "mv", "mvds", "cpds", "delete", "mkimage", "mkswap", "context", "resize", "monitor"),
+    *("snap_create", "snap_create_live", "snap_revert", "snap_delete", "premigrate", "postmigrate", "failmigrate"),
+)
+DS_ACTIONS = ("cp", "mkfs", "rm", "stat", "monitor", "clone", "snap_revert", "snap_delete", "snap_flatten")
 
 
 class Tree:

@@ -90,6 +90,35 @@ def test_a_life(madrigal: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     madrigal("host", "delete", "host01")
 
 
+def test_gestures_of_today(madrigal: Command) -> None:
+    madrigal("image", "create", "a", "--datastore", "default", "--path", "/srv/a")
+    madrigal("host", "create", "kvm01", "--vmm", "kvm")
+    madrigal("vm", "create", "vm01", "--disk", "image=a")
+    madrigal("vm", "deploy", "vm01", "kvm01", "--deploy-id", "domain")
+    document = madrigal.json("vm", "snapshot", "create", "vm01", "0", "first")
+    assert (document["deploy_id"], document["steps"][0]["action"]) == ("domain", "snap_create_live kvm01 disk.0")
+    assert madrigal("vm", "poweroff", "vm01").startswith("VM 0 (vm01) is poweroff, disks in kvm01:")
+    madrigal("vm", "snapshot", "create", "vm01", "0")
+    madrigal("vm", "snapshot", "revert", "vm01", "0", "first")
+    madrigal("vm", "resize", "vm01", "0", "20")
+    assert "there are: 0, 1" in _fails(madrigal, 30, "vm", "snapshot", "delete", "vm01", "0", "7")
+    madrigal("vm", "snapshot", "delete", "vm01", "0", "0", "--force")
+    madrigal("vm", "disk-saveas", "vm01", "0", "past", "--snapshot", "1")
+    assert madrigal("vm", "start", "vm01").startswith("VM 0 (vm01) is running")
+    madrigal.tree.calls()
+    assert "--hypervisor" in _fails(madrigal, 2, "vm", "migrate", "vm01", "host01", "--live")
+    madrigal("vm", "migrate", "vm01", "host01", "--live", "--hypervisor", "true")
+    assert [line.split()[0] for line in madrigal.tree.lines()] == ["ssh/premigrate", "ssh/postmigrate"]
+    madrigal("datastore", "create", "second", "--type", "system", "--tm-mad", "ssh")
+    assert "/datastores/2/0" in madrigal("vm", "migrate", "vm01", "host01", "--system-datastore", "second")
+    assert "undeployed" in madrigal("vm", "undeploy", "vm01")
+    assert "running" in madrigal("vm", "resume", "vm01")
+    assert madrigal("image", "clone", "a", "b") == "image 2: b, 10 MiB\n"
+    for action in ("revert", "delete", "flatten"):
+        assert "there is no snapshot" in _fails(madrigal, 30, "image", "snapshot", action, "b", "0")
+    assert madrigal("datastore", "monitor", "default") == "datastore 1 has 60 of 100 MiB free\n"
+
+
 def _fails(madrigal: Command, status: int, *words: str) -> str:
     """The one sentence that a command fails with."""
     assert madrigal(*words, status=status) == ""

@@ -14,7 +14,7 @@ CONTENT = bytes(range(256)) * 4096
 
 
 @pytest.mark.parametrize("contract", ["3.4", "current"])
-@pytest.mark.parametrize("tm_mad", ["dummy", "ssh", "shared"])
+@pytest.mark.parametrize("tm_mad", ["dummy", "ssh", "shared", "local", "qcow2"])
 def test_a_life_on_this_machine(tmp_path: Path, contract: str, tm_mad: str) -> None:
     """The front-end is the host too: disks come, keep their content, and go; a persistent one is back in its image."""
     source = tmp_path / "source.img"
@@ -22,7 +22,7 @@ def test_a_life_on_this_machine(tmp_path: Path, contract: str, tm_mad: str) -> N
     with FrontEnd(str(tmp_path / "state"), contract=contract, tree=str(LIB.parent)) as front_end:
         front_end.hosts.create(front_end.layout.front_end)
         front_end.datastores.update("system", tm_mad=tm_mad)
-        front_end.datastores.create("default", tm_mad=tm_mad)
+        front_end.datastores.create("default", tm_mad=tm_mad, attrs={"CONVERT": "no"})
         digest = {"SHA256": hashlib.sha256(CONTENT).hexdigest()}
         image = front_end.images.create("image", "default", path=str(source), attrs=digest)
         pers = front_end.images.create("pers", "default", path=str(source), persistent=True)

@@ -81,6 +81,17 @@ def show(settings: Settings, datastore: str) -> None:
 @datastore.command()
 @click.argument("datastore")
 @pass_settings
+def monitor(settings: Settings, datastore: str) -> None:
+    """Ask how much room a datastore (name or id) has, and how much the disks of VMs take in it (not in 3.4)."""
+    with settings.front_end() as front_end:
+        record = front_end.datastores.ask(datastore)
+        text = f"datastore {record.id} has {record.free_mb} of {record.total_mb} MiB free"
+        settings.answer(_document(front_end, record), text)
+
+
+@datastore.command()
+@click.argument("datastore")
+@pass_settings
 def delete(settings: Settings, datastore: str) -> None:
     """Forget a datastore (name or id) that has no images; its directory stays."""
     with settings.front_end() as front_end:

@@ -27,11 +27,12 @@ def _document(front_end: FrontEnd, record: Host) -> dict[str, Any]:
     metavar="PATH",
     help="Where the datastores are on this host.  In today's contract that is the same on all machines.",
 )
+@click.option("--vmm", default="", metavar="VMM", help="A hypervisor that really runs VMs there: kvm (not in 3.4).")
 @pass_settings
-def create(settings: Settings, name: str, datastores: str | None) -> None:
+def create(settings: Settings, name: str, datastores: str | None, vmm: str) -> None:
     """Add a host.  It is not connected to before something is done there."""
     with settings.front_end() as front_end:
-        record = front_end.hosts.create(name, datastores or "")
+        record = front_end.hosts.create(name, datastores or "", vmm)
         settings.answer(_document(front_end, record), f"host {record.id}: {record.name}")
 
 

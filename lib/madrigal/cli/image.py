@@ -113,3 +113,54 @@ def delete(settings: Settings, image: str, force: bool) -> None:
     with settings.front_end() as front_end:
         record = front_end.images.delete(image, force)
         settings.answer(document(record), f"image {record.id} is deleted")
+
+
+@image.command()
+@click.argument("image")
+@click.argument("name")
+@click.option("--datastore", default="", metavar="DATASTORE", help="Into this one.  [default: the image's own]")
+@pass_settings
+def clone(settings: Settings, image: str, name: str, datastore: str) -> None:
+    """Make a copy of an image (name or id) that is not persistent (not in 3.4)."""
+    with settings.front_end() as front_end:
+        record = front_end.images.clone(image, name, datastore)
+        settings.answer(_document(front_end, record), f"image {record.id}: {record.name}, {record.size} MiB")
+
+
+@image.group(cls=Group)
+def snapshot() -> None:
+    """Snapshots that a VM has left in a persistent image, while no VM uses it (not in 3.4)."""
+
+
+def _snapshot(settings: Settings, action: str, image: str, snapshot: str) -> None:
+    with settings.front_end() as front_end:
+        record = getattr(front_end.images, f"snapshot_{action}")(image, snapshot)
+        left = len(record.snapshots.all) if record.snapshots else 0
+        settings.answer(_document(front_end, record), f"image {record.id} has {left} snapshots")
+
+
+@snapshot.command("revert")
+@click.argument("image")
+@click.argument("snapshot")
+@pass_settings
+def snapshot_revert(settings: Settings, image: str, snapshot: str) -> None:
+    """Bring an image back to a snapshot (id or name)."""
+    _snapshot(settings, "revert", image, snapshot)
+
+
+@snapshot.command("delete")
+@click.argument("image")
+@click.argument("snapshot")
+@pass_settings
+def snapshot_delete(settings: Settings, image: str, snapshot: str) -> None:
+    """Delete a snapshot (id or name) of an image."""
+    _snapshot(settings, "delete", image, snapshot)
+
+
+@snapshot.command("flatten")
+@click.argument("image")
+@click.argument("snapshot")
+@pass_settings
+def snapshot_flatten(settings: Settings, image: str, snapshot: str) -> None:
+    """Make a snapshot the whole content of an image, and forget all its snapshots."""
+    _snapshot(settings, "flatten", image, snapshot)

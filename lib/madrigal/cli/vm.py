@@ -80,11 +80,12 @@ def show(settings: Settings, vm: str) -> None:
 @vm.command()
 @click.argument("vm")
 @click.argument("host")
+@click.option("--deploy-id", default="", help="The name by which the host's hypervisor knows it.  [default: one-ID]")
 @pass_settings
-def deploy(settings: Settings, vm: str, host: str) -> None:
+def deploy(settings: Settings, vm: str, host: str, deploy_id: str) -> None:
     """Provide the disks of a VM on a host."""
     with settings.front_end() as front_end:
-        _answer(settings, front_end, front_end.vms.deploy(vm, host))
+        _answer(settings, front_end, front_end.vms.deploy(vm, host, deploy_id))
 
 
 @vm.command()
@@ -101,26 +102,63 @@ def stop(settings: Settings, vm: str) -> None:
 @click.argument("host", required=False, default="")
 @pass_settings
 def resume(settings: Settings, vm: str, host: str) -> None:
-    """Move the disks of a stopped VM to a host; without one, to where they came from."""
+    """Move the disks of a stopped or undeployed VM to a host; without one, to where they came from."""
     with settings.front_end() as front_end:
         _answer(settings, front_end, front_end.vms.resume(vm, host))
 
 
 @vm.command()
 @click.argument("vm")
-@click.argument("host")
 @pass_settings
-def migrate(settings: Settings, vm: str, host: str) -> None:
-    """Move the disks of a running VM to another host."""
+def undeploy(settings: Settings, vm: str) -> None:
+    """Move the disks of a running or powered-off VM to the front-end (not in 3.4)."""
     with settings.front_end() as front_end:
-        _answer(settings, front_end, front_end.vms.migrate(vm, host))
+        _answer(settings, front_end, front_end.vms.undeploy(vm))
+
+
+@vm.command()
+@click.argument("vm")
+@pass_settings
+def poweroff(settings: Settings, vm: str) -> None:
+    """Say that a running VM does not run any more; its disks stay on the host (not in 3.4)."""
+    with settings.front_end() as front_end:
+        _answer(settings, front_end, front_end.vms.poweroff(vm))
+
+
+@vm.command()
+@click.argument("vm")
+@pass_settings
+def start(settings: Settings, vm: str) -> None:
+    """Start a powered-off VM, with a new context disk (not in 3.4)."""
+    with settings.front_end() as front_end:
+        _answer(settings, front_end, front_end.vms.start(vm))
+
+
+@vm.command()
+@click.argument("vm")
+@click.argument("host")
+@click.option("--live", is_flag=True, help="While it runs: drivers are called before and after (not in 3.4).")
+@click.option(
+    "--hypervisor",
+    default="",
+    envvar="MADRIGAL_HYPERVISOR",
+    metavar="PROGRAM",
+    help="What moves a running VM: run as PROGRAM migrate FROM_HOST TO_HOST TO_DIRECTORY ID, its XML on stdin.",
+)
+@click.option("--system-datastore", default="", metavar="DATASTORE", help="Into another one (not in 3.4).")
+@pass_settings
+def migrate(settings: Settings, vm: str, host: str, live: bool, hypervisor: str, system_datastore: str) -> None:
+    """Move a running or powered-off VM to another host."""
+    with settings.front_end() as front_end:
+        record = front_end.vms.migrate(vm, host, live, system_datastore, hypervisor if live else "")
+        _answer(settings, front_end, record)
 
 
 @vm.command()
 @click.argument("vm")
 @pass_settings
 def shutdown(settings: Settings, vm: str) -> None:
-    """Save the persistent disks of a running VM in their images, and remove the VM."""
+    """Save the persistent disks of a running or powered-off VM in their images, and remove the VM."""
     with settings.front_end() as front_end:
         _answer(settings, front_end, front_end.vms.shutdown(vm))
 
@@ -130,7 +168,7 @@ def shutdown(settings: Settings, vm: str) -> None:
 @click.option("--hard", is_flag=True, help="Also one whose operation failed; nothing of that is saved then.")
 @pass_settings
 def terminate(settings: Settings, vm: str, hard: bool) -> None:
-    """As shutdown, also for a stopped or pending VM (not in 3.4)."""
+    """As shutdown, also for a stopped, undeployed or pending VM (not in 3.4)."""
     with settings.front_end() as front_end:
         _answer(settings, front_end, front_end.vms.terminate(vm, hard))
 
@@ -149,7 +187,7 @@ def delete(settings: Settings, vm: str) -> None:
 @click.option("--disk", required=True, metavar="KEY=VALUE,...", help=DISK_HELP)
 @pass_settings
 def attach(settings: Settings, vm: str, disk: str) -> None:
-    """Give a running VM another disk (not in 3.4)."""
+    """Give a running or powered-off VM another disk (not in 3.4)."""
     with settings.front_end() as front_end:
         _answer(settings, front_end, front_end.vms.attach(vm, DiskRequest.parse(disk)))
 
@@ -159,7 +197,7 @@ def attach(settings: Settings, vm: str, disk: str) -> None:
 @click.argument("disk_id", type=int)
 @pass_settings
 def detach(settings: Settings, vm: str, disk_id: int) -> None:
-    """Take a disk from a running VM; a persistent one is saved (not in 3.4)."""
+    """Take a disk from a running or powered-off VM; a persistent one is saved (not in 3.4)."""
     with settings.front_end() as front_end:
         _answer(settings, front_end, front_end.vms.detach(vm, disk_id))
 
@@ -168,11 +206,62 @@ def detach(settings: Settings, vm: str, disk_id: int) -> None:
 @click.argument("vm")
 @click.argument("disk_id", type=int)
 @click.argument("name")
+@click.option("--snapshot", default="", metavar="SNAPSHOT", help="As it was in this snapshot (id or name).")
 @pass_settings
-def disk_saveas(settings: Settings, vm: str, disk_id: int, name: str) -> None:
-    """Copy a disk of a running or stopped VM into a new image (not in 3.4)."""
+def disk_saveas(settings: Settings, vm: str, disk_id: int, name: str, snapshot: str) -> None:
+    """Copy a disk of a VM that is on a host or on the front-end into a new image (not in 3.4)."""
     with settings.front_end() as front_end:
-        _answer(settings, front_end, front_end.vms.disk_saveas(vm, disk_id, name))
+        _answer(settings, front_end, front_end.vms.disk_saveas(vm, disk_id, name, snapshot))
+
+
+@vm.command()
+@click.argument("vm")
+@click.argument("disk_id", type=int)
+@click.argument("size", type=click.IntRange(min=1))
+@pass_settings
+def resize(settings: Settings, vm: str, disk_id: int, size: int) -> None:
+    """Let a disk have SIZE MiB, which must be more than it has (not in 3.4)."""
+    with settings.front_end() as front_end:
+        _answer(settings, front_end, front_end.vms.resize(vm, disk_id, size))
+
+
+@vm.group(cls=Group)
+def snapshot() -> None:
+    """Snapshots of a VM's disks (not in 3.4).  Their ids count from 0, and none is used again."""
+
+
+@snapshot.command("create")
+@click.argument("vm")
+@click.argument("disk_id", type=int)
+@click.argument("name", default="")
+@pass_settings
+def snapshot_create(settings: Settings, vm: str, disk_id: int, name: str) -> None:
+    """Take a snapshot of a disk; of a running VM where hypervisor and driver can."""
+    with settings.front_end() as front_end:
+        _answer(settings, front_end, front_end.vms.snapshot_create(vm, disk_id, name))
+
+
+@snapshot.command("revert")
+@click.argument("vm")
+@click.argument("disk_id", type=int)
+@click.argument("snapshot")
+@pass_settings
+def snapshot_revert(settings: Settings, vm: str, disk_id: int, snapshot: str) -> None:
+    """Bring a disk of a VM that does not run back to a snapshot (id or name)."""
+    with settings.front_end() as front_end:
+        _answer(settings, front_end, front_end.vms.snapshot_revert(vm, disk_id, snapshot))
+
+
+@snapshot.command("delete")
+@click.argument("vm")
+@click.argument("disk_id", type=int)
+@click.argument("snapshot")
+@click.option("--force", is_flag=True, help="Also one that others depend on: ask the driver all the same.")
+@pass_settings
+def snapshot_delete(settings: Settings, vm: str, disk_id: int, snapshot: str, force: bool) -> None:
+    """Delete a snapshot (id or name) of a disk."""
+    with settings.front_end() as front_end:
+        _answer(settings, front_end, front_end.vms.snapshot_delete(vm, disk_id, snapshot, force))
 
 
 @vm.command()

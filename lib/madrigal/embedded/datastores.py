@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from madrigal import drivers
-from madrigal.embedded.records import DATASTORE_TYPES, VM, Datastore, Image, name, text
-from madrigal.errors import InUse, MadrigalError, UsageError
+from madrigal.drivers import generate
+from madrigal.embedded import monitoring
+from madrigal.embedded.records import DATASTORE_TYPES, VM, Datastore, Host, Image, name, text
+from madrigal.embedded.run import ActionFailed, Outcome
+from madrigal.errors import InUse, MadrigalError, NotSupported, UsageError
 
 if TYPE_CHECKING:
     from madrigal.embedded.front_end import FrontEnd
@@ -19,6 +22,7 @@ _SSH_SYSTEM = {"TM_MAD_SYSTEM": "ssh", "LN_TARGET_SSH": "SYSTEM", "CLONE_TARGET_
 # LN_TARGET, CLONE_TARGET, ALLOW_ORPHANS, and the rest.
 _TM_CONF: dict[str, tuple[str, str, str, Mapping[str, str]]] = {
     "dummy": ("NONE", "SYSTEM", "NO", {}),
+    "dev": ("NONE", "NONE", "NO", {"DRIVER": "raw"}),
     "shared": ("NONE", "SYSTEM", "FORMAT", _SSH_SYSTEM),
     "qcow2": ("NONE", "SYSTEM", "FORMAT", {**_SSH_SYSTEM, "DRIVER": "qcow2"}),
     "ssh": ("SYSTEM", "SYSTEM", "YES", {}),
@@ -41,6 +45,10 @@ def attributes(given: Mapping[str, str]) -> dict[str, str]:
             raise UsageError(f"{key[:60]!a} is not the name of an attribute: letters, digits and '_'")
         result[key.upper()] = text(value, f"the attribute {key.upper()}")
     return result
+
+
+def _yes(value: bool) -> str:
+    return "YES" if value else "NO"
 
 
 class Datastores:
@@ -92,15 +100,25 @@ class Datastores:
 
     def _defaults(self, type: str, tm_mad: str) -> dict[str, str]:
         link, clone, orphans, rest = _TM_CONF.get(tm_mad, ("NONE", "SYSTEM", "NO", {}))
-        is_shared = tm_mad not in _NOT_SHARED
+        is_shared, moves = tm_mad not in _NOT_SHARED, ("YES", "YES", "YES")
         driver = drivers.read(self._front_end.tree, "tm", tm_mad)
         if driver:
-            link, clone, orphans, rest = driver.ln_target, driver.clone_target, "NO", {}
-            is_shared = driver.shared
+            orphans, is_shared = driver.allow_orphans, driver.shared
+            moves = (_yes(driver.ds_migrate), _yes(driver.ds_live_migrate), _yes(driver.ds_migrate_snap))
         if type == "system":
-            shared = "YES" if is_shared else "NO"
-            return {"ALLOW_ORPHANS": orphans, "DISK_TYPE": "FILE", "DS_MIGRATE": "YES", "SHARED": shared}
+            migrate = dict(zip(("DS_MIGRATE", "DS_LIVE_MIGRATE", "DS_MIGRATE_SNAP"), moves, strict=True))
+            return {"ALLOW_ORPHANS": orphans, "DISK_TYPE": "FILE", "SHARED": _yes(is_shared), **migrate}
+        if driver:
+            return {"DISK_TYPE": "FILE", **generate.tm_attributes(driver)}
         return {"CLONE_TARGET": clone, "DISK_TYPE": "FILE", "LN_TARGET": link, "ALLOW_ORPHANS": orphans, **rest}
+
+    def complete(self) -> None:
+        """Give the first system datastore, which was there before any driver was known, what its driver says."""
+        with self._state.transaction():
+            record = self._state.get(Datastore, 0)
+            if not self._old and "SHARED" not in record.template:
+                record.template = {**self._defaults(record.type, record.tm_mad), **record.template}
+                self._state.save(record)
 
     def update(self, datastore: str | int, tm_mad: str = "", attrs: Mapping[str, str] | None = None) -> Datastore:
         """Change the transfer driver, or set attributes (an empty value removes one); raises InUse while VMs use it."""
@@ -142,6 +160,17 @@ class Datastores:
             self._state.remove(record)
         return record
 
+    def check_migration(self, vm: VM, old: Datastore, new: Datastore, live: bool) -> None:
+        """Raise UsageError or NotSupported unless VM can go from the system datastore OLD to NEW."""
+        if old.id == new.id:
+            return
+        if new.tm_mad != old.tm_mad:
+            raise UsageError(f"'{new.name}' has the driver {new.tm_mad}, and '{old.name}', where it is, {old.tm_mad}")
+        snapshots = any(disk.snapshots and disk.snapshots.all for disk in vm.disks)
+        for key, wanted in (("DS_MIGRATE", True), ("DS_LIVE_MIGRATE", live), ("DS_MIGRATE_SNAP", snapshots)):
+            if wanted and new.template.get(key, "NO").upper() != "YES":
+                raise NotSupported(f"VM {vm.id} cannot move to the datastore '{new.name}', where {key} is not YES")
+
     def monitor(self, record: Datastore) -> Datastore:
         """Ask the driver for the capacity, as today's front-end does after every action; failing is only a warning."""
         if self._old or record.type == "system":
@@ -150,18 +179,52 @@ class Datastores:
         dump = front_end.documents.dump(None, front_end.datastore_document(record, self._state))
         try:
             outcome = front_end.datastore_action("monitor", record.id, dump, record, "")
+            return self._keep(record, self._capacity(outcome), {})
         except MadrigalError as error:
             front_end.observer.warn(f"datastore '{record.name}' cannot be monitored: {error}")
             return record
-        values = dict(re.findall(r"\b(TOTAL_MB|FREE_MB|USED_MB)\s*=\s*(\d+)", outcome.stdout)) if outcome.ok else {}
-        if len(values) != 3:
-            reason = outcome.reason if not outcome.ok else f"it answered {outcome.stdout[:80]!a}"
-            front_end.observer.warn(f"monitoring datastore '{record.name}' failed: {reason}")
-            return record
+
+    def ask(self, datastore: str | int) -> Datastore:
+        """Monitor a datastore now; of a system datastore, the sizes of its VMs' disks too.  Raises MadrigalError."""
+        record, front_end = self.get(datastore), self._front_end
+        if self._old:
+            raise NotSupported("the 3.4 contract has no monitoring of datastores")
+        if record.type != "system":
+            return self.monitor(record)
+        if record.template.get("SHARED", "YES").upper() == "NO":
+            return self._probe(record)
+        more = {"DATASTORE_LOCATION": front_end.layout.datastores, "MONITOR_VM_DISKS": 1}
+        dump = front_end.documents.dump(None, front_end.datastore_document(record, self._state), more)
+        with monitoring.Listener(front_end.directory) as listener:
+            room = self._capacity(front_end.monitor_system(record, dump))
+            return self._keep(record, room, listener.heard())
+
+    def _probe(self, record: Datastore) -> Datastore:
+        """What the hosts say together: each has a datastore of its own under this name."""
+        rooms, found = [(0, 0, 0)], {}
+        for host in self._state.all(Host):
+            answer = monitoring.probe(host.name, f"{host.datastores}/{record.id}", self._front_end.tree)
+            if answer:
+                rooms.append(answer[0])
+                found.update(answer[1])
+        total, free, used = (sum(numbers) for numbers in zip(*rooms, strict=True))
+        return self._keep(record, (total, free, used), found)
+
+    def _capacity(self, outcome: Outcome) -> tuple[int, int, int]:
+        room = monitoring.capacity(outcome.stdout) if outcome.ok else None
+        if room is None:
+            raise ActionFailed(outcome.reason if not outcome.ok else f"it answered {outcome.stdout[:80]!a}")
+        return room
+
+    def _keep(self, record: Datastore, room: tuple[int, int, int], sizes: monitoring.Sizes) -> Datastore:
         with self._state.transaction():
             record = self._state.get(Datastore, record.id)
-            record.total_mb, record.free_mb, record.used_mb = (
-                int(values[key]) for key in ("TOTAL_MB", "FREE_MB", "USED_MB")
-            )
+            record.total_mb, record.free_mb, record.used_mb = room
             self._state.save(record)
+            for vm in self._state.all(VM):
+                if not vm.etime and vm.system_ds == record.id and vm.id in sizes:
+                    for disk in vm.disks:
+                        known = sizes[vm.id]
+                        disk.taken = {name: known[name] for name in known if name.partition("/")[0] == str(disk.id)}
+                    self._state.save(vm)
         return record

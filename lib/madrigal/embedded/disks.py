@@ -107,6 +107,7 @@ def build(request: DiskRequest, disk_id: int, vm: VM, contract: str, state: Stat
         if system.tm_mad != store.tm_mad and system.tm_mad in declared:
             disk.tm_mad_system = system.tm_mad
         inherited = {**store.template, **image.template}
+        disk.snapshots = image.snapshots if image.persistent else None
         disk.attributes = {key: inherited[key] for key in INHERITED if inherited.get(key)}
     return disk
 

@@ -21,6 +21,10 @@ from madrigal.embedded.records import (
     Host,
     Image,
 )
+from madrigal.embedded.snapshots import Snapshots
+
+NO_VMM = "dummy"
+"""VM_MAD of hosts where no hypervisor runs VMs."""
 
 _RIGHTS = ("OWNER_U", "OWNER_M", "OWNER_A", "GROUP_U", "GROUP_M", "GROUP_A", "OTHER_U", "OTHER_M", "OTHER_A")
 _IMAGE_DISKS = ("FILE", "CDROM")
@@ -70,12 +74,15 @@ class Documents:
     def __init__(self, contract: str) -> None:
         self._old = contract == "3.4"
 
-    def dump(self, image: etree._Element | None, datastore: etree._Element) -> bytes:
-        """The base64 of a DS_DRIVER_ACTION_DATA, on one line without an end."""
+    def dump(
+        self, image: etree._Element | None, datastore: etree._Element, more: Mapping[str, object] | None = None
+    ) -> bytes:
+        """The base64 of a DS_DRIVER_ACTION_DATA, on one line without an end; MORE: elements after these."""
         root = etree.Element("DS_DRIVER_ACTION_DATA")
         if image is not None:
             root.append(image)
         root.append(datastore)
+        _puts(root, more or {})
         return base64.b64encode(text(root))
 
     def stat(self, image: Image) -> etree._Element:
@@ -84,8 +91,10 @@ class Documents:
         _puts(root, {"PATH": image.path, "SIZE": ""})
         return root
 
-    def image(self, image: Image, datastore: Datastore, vms: Sequence[int], reserve: bool = False) -> etree._Element:
-        """VMS: ids of those that use it.  RESERVE: ask `mkfs` for a name only (save_as)."""
+    def image(
+        self, image: Image, datastore: Datastore, vms: Sequence[int], reserve: bool = False, snapshot: int = -1
+    ) -> etree._Element:
+        """VMS: ids of those that use it.  RESERVE: ask `mkfs` for a name only (save_as).  SNAPSHOT: to act on."""
         root = etree.Element("IMAGE")
         _owner(root, image.id, image.name)
         _put(root, "TYPE", IMAGE_TYPES[image.type])
@@ -102,11 +111,11 @@ class Documents:
         _put(root, "DISK_TYPE", 1 if image.type == "CDROM" else 0)
         _puts(root, {**common, "MODTIME": image.regtime, **where, "FORMAT": form, "FS": image.fs, "SIZE": image.size})
         _puts(root, {"STATE": IMAGE_STATES[state], "PREV_STATE": IMAGE_STATES[state], "RUNNING_VMS": len(vms)})
-        _puts(root, {"CLONING_OPS": 0, "CLONING_ID": -1, "TARGET_SNAPSHOT": -1, **of_datastore})
+        _puts(root, {"CLONING_OPS": 0, "CLONING_ID": image.cloned, "TARGET_SNAPSHOT": snapshot, **of_datastore})
         for tag in ("VMS", "CLONES", "APP_CLONES"):
             _ids(root, tag, vms if tag == "VMS" else ())
         _attributes(root, "TEMPLATE", image.template)
-        _attributes(root, "SNAPSHOTS", {"ALLOW_ORPHANS": "NO", "CURRENT_BASE": -1, "NEXT_SNAPSHOT": 0})
+        root.append(_snapshots(image.snapshots or Snapshots()))
         _puts(root, {"BACKUP_INCREMENTS": "", "BACKUP_DISK_IDS": ""})
         return root
 
@@ -136,7 +145,7 @@ class Documents:
     def host(self, host: Host, vms: Sequence[int]) -> etree._Element:
         root = etree.Element("HOST")
         _puts(root, {"ID": host.id, "NAME": host.name, "STATE": 2, "PREV_STATE": 2, "IM_MAD": "dummy"})
-        _puts(root, {"VM_MAD": "dummy", "CLUSTER_ID": 0, "CLUSTER": "default"})
+        _puts(root, {"VM_MAD": host.vmm or NO_VMM, "CLUSTER_ID": 0, "CLUSTER": "default"})
         _put(_put(root, "HOST_SHARE"), "RUNNING_VMS", len(vms))
         _ids(root, "VMS", vms)
         _attributes(root, "TEMPLATE", {"DATASTORE_LOCATION": host.datastores})
@@ -147,8 +156,14 @@ class Documents:
         _owner(root, vm.id, vm.name)
         _puts(root, {"LAST_POLL": 0, "STATE": vm.state, "LCM_STATE": vm.lcm_state})
         _puts(root, {"PREV_STATE": vm.state, "PREV_LCM_STATE": vm.lcm_state, "RESCHED": 0})
-        _puts(root, {"STIME": vm.stime, "ETIME": vm.etime, "DEPLOY_ID": f"one-{vm.id}" if vm.history else ""})
-        _put(root, "MONITORING")
+        deploy_id = vm.deploy_id or f"one-{vm.id}" if vm.history else ""
+        _puts(root, {"STIME": vm.stime, "ETIME": vm.etime, "DEPLOY_ID": deploy_id})
+        monitoring = _put(root, "MONITORING")
+        for disk in vm.disks:
+            for name, size in sorted(disk.taken.items()):
+                snapshot = name.partition("/")[2]
+                ids = {"ID": snapshot, "DISK_ID": disk.id} if snapshot else {"ID": disk.id}
+                _attributes(monitoring, "SNAPSHOT_SIZE" if snapshot else "DISK_SIZE", {**ids, "SIZE": size})
         template = etree.SubElement(root, "TEMPLATE")
         if vm.context_disk is not None:
             values: dict[str, object] = {**vm.context, "DISK_ID": vm.context_disk, "TARGET": "hda"}
@@ -166,6 +181,9 @@ class Documents:
         history = _put(root, "HISTORY_RECORDS")
         for stay in vm.history:
             history.append(_stay(vm, stay))
+        for disk in vm.disks:
+            if disk.snapshots:
+                root.append(_snapshots(disk.snapshots, disk.id))
         backups = _put(root, "BACKUPS")
         _puts(backups, {"BACKUP_CONFIG": "", "BACKUP_IDS": ""})
         return root
@@ -177,6 +195,7 @@ def _disk(disk: Disk, image: Image | None, datastores: Mapping[int, Datastore], 
         "DISK_ID": disk.id,
         "TYPE": disk.type,
         "SIZE": disk.size,
+        "SIZE_PREV": "" if disk.previous_size is None else disk.previous_size,
         "FORMAT": disk.format,
         "FS": disk.fs,
         "TARGET": disk.target,
@@ -197,9 +216,22 @@ def _disk(disk: Disk, image: Image | None, datastores: Mapping[int, Datastore], 
     return {name: value for name, value in values.items() if value != ""}
 
 
+def _snapshots(snapshots: Snapshots, disk_id: int | None = None) -> etree._Element:
+    head = {"ALLOW_ORPHANS": snapshots.orphans, "CURRENT_BASE": snapshots.base, "NEXT_SNAPSHOT": snapshots.next}
+    holder = etree.Element("parent")
+    root = _attributes(holder, "SNAPSHOTS", head if disk_id is None else {**head, "DISK_ID": disk_id})
+    for one in snapshots.all:
+        values: dict[str, object] = {"ID": one.id, "PARENT": one.parent, "DATE": one.date, "SIZE": one.size}
+        values["CHILDREN"] = ",".join(map(str, one.children))
+        values["NAME"] = one.name
+        values["ACTIVE"] = "YES" if one.id == snapshots.active else ""
+        _attributes(root, "SNAPSHOT", {name: value for name, value in values.items() if value != ""})
+    return root
+
+
 def _stay(vm: VM, stay: History) -> etree._Element:
     root = etree.Element("HISTORY")
     _puts(root, {"OID": vm.id, "SEQ": stay.seq, "HOSTNAME": stay.host, "HID": stay.host_id, "CID": 0})
-    _puts(root, {"STIME": stay.stime, "ETIME": stay.etime, "VM_MAD": "dummy", "TM_MAD": stay.tm_mad})
+    _puts(root, {"STIME": stay.stime, "ETIME": stay.etime, "VM_MAD": stay.vm_mad or NO_VMM, "TM_MAD": stay.tm_mad})
     _puts(root, {"DS_ID": stay.system_ds, "ACTION": stay.action})
     return root

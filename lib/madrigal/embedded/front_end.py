@@ -86,6 +86,7 @@ class FrontEnd:
         self.documents = documents.Documents(self.layout.contract)
         self.hosts = Hosts(self)
         self.datastores = Datastores(self)
+        self.datastores.complete()
         self.images = Images(self)
         self.vms = VMs(self)
 
@@ -169,7 +170,7 @@ class FrontEnd:
 
     # Running driver actions
 
-    def transfer(self, line: Line) -> Outcome:
+    def transfer(self, line: Line, stdin: bytes = b"") -> Outcome:
         """Run one line of a transfer script as one_tm does; raises ActionFailed."""
         for argument in line.arguments:
             word(argument, f"an argument of {line.verb}")
@@ -182,7 +183,18 @@ class FrontEnd:
             file = f"{directory}/{action}"
         if not os.path.exists(file):
             raise ActionFailed(f"{file} does not exist: driver '{line.tm_mad}' cannot do '{action}'")
-        return self._run(Call(file, line.arguments, _title(action, line), source=_source(action, line)))
+        return self._run(Call(file, line.arguments, _title(action, line), stdin, source=_source(action, line)))
+
+    def monitor_system(self, datastore: Datastore, dump: bytes) -> Outcome:
+        """Ask the driver of a shared system datastore, as one_datastore does; the outcome may be a failure."""
+        file = f"{self.tree}/tm/{datastore.tm_mad}/monitor"
+        if not os.path.exists(file):
+            raise ActionFailed(f"{file} does not exist: driver '{datastore.tm_mad}' cannot monitor")
+        return self._run(Call(file, (str(datastore.id),), f"monitor {datastore.name}", stdin=dump), check=False)
+
+    def hypervisor(self, program: str, arguments: tuple[str, ...], stdin: bytes) -> Outcome:
+        """Run what moves a running VM in place of a hypervisor; raises ActionFailed."""
+        return self._run(Call(program, arguments, " ".join(("hypervisor", *arguments[:3])), stdin))
 
     def datastore_action(
         self, action: str, ident: int, dump: bytes, datastore: Datastore, what: str, source: str = ""
@@ -223,14 +235,20 @@ class FrontEnd:
 
     # Documents.  The answering threads ask for them with a State of their own.
 
-    def image_document(self, image: Image, state: State, reserve: bool = False) -> etree._Element:
+    def image_document(self, image: Image, state: State, reserve: bool = False, snapshot: int = -1) -> etree._Element:
         datastore = state.get(Datastore, image.datastore_id)
         users = [vm.id for vm in state.all(VM) if vm.uses(image.id)]
-        return self.documents.image(image, datastore, users, reserve)
+        return self.documents.image(image, datastore, users, reserve, snapshot)
 
     def datastore_document(self, datastore: Datastore, state: State) -> etree._Element:
         images = [image.id for image in state.all(Image) if image.datastore_id == datastore.id]
         return self.documents.datastore(datastore, self.layout.base_path(datastore.id), images)
+
+    def vm_document(self, vm: VM, state: State | None = None) -> bytes:
+        state = state or self.state
+        images = {image.id: image for image in state.all(Image)}
+        datastores = {datastore.id: datastore for datastore in state.all(Datastore)}
+        return documents.text(self.documents.vm(vm, images, datastores))
 
     def _show(self, kind: str, ident: str | int) -> bytes:
         with contextlib.closing(State(self.directory)) as state:
@@ -242,9 +260,7 @@ class FrontEnd:
                 host = state.find(Host, ident)
                 users = [vm.id for vm in state.all(VM) if vm.on_host(host.id)]
                 return documents.text(self.documents.host(host, users))
-            images = {image.id: image for image in state.all(Image)}
-            datastores = {datastore.id: datastore for datastore in state.all(Datastore)}
-            return documents.text(self.documents.vm(state.find(VM, ident), images, datastores))
+            return self.vm_document(state.find(VM, ident), state)
 
 
 def _place(argument: str) -> tuple[str, str]:
@@ -254,7 +270,9 @@ def _place(argument: str) -> tuple[str, str]:
 
 
 def _title(action: str, line: Line) -> str:
-    """`clone host01 disk.0`, `mv host01 host02 directory`."""
+    """`clone host01 disk.0`, `mv host01 host02 directory`, `premigrate host01 host02`."""
+    if action.endswith("migrate"):
+        return " ".join((action, *line.arguments[:2]))
     places = [argument for argument in line.arguments if argument.partition(":")[2].startswith("/")]
     if action == "mv":
         (origin, _), (target, what) = _place(places[0]), _place(places[1])

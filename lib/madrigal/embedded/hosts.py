@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from madrigal.embedded.records import VM, Host, name, path
@@ -17,8 +18,11 @@ class Hosts:
         self._front_end = front_end
         self._state = front_end.state
 
-    def create(self, host: str, datastores: str = "") -> Host:
-        """Add a host, by the name drivers reach it by.  DATASTORES: its DATASTORE_LOCATION, which in 3.4 may differ."""
+    def create(self, host: str, datastores: str = "", vmm: str = "") -> Host:
+        """Add a host, by the name drivers reach it by.  DATASTORES: its DATASTORE_LOCATION, which in 3.4 may differ.
+
+        VMM: VM_MAD of a hypervisor there that really runs the VMs, which somebody else starts (`kvm`).
+        """
         Location.parse(f"{name(host, 'host')}:/x")
         layout = self._front_end.layout
         if datastores:
@@ -28,9 +32,11 @@ class Hosts:
                     f"datastores are in {layout.datastores} on every machine in today's contract: "
                     "only --contract 3.4 has hosts that differ"
                 )
+        if vmm and (not re.fullmatch("[a-z0-9_]+", vmm) or layout.contract == "3.4"):
+            raise UsageError(f"the VMM is {vmm[:60]!a}: expected one word as kvm, and today's contract")
         with self._state.transaction():
             self._state.check_free(Host, host)
-            record = Host(self._state.number("host"), host, datastores or layout.datastores)
+            record = Host(self._state.number("host"), host, datastores or layout.datastores, vmm)
             self._state.save(record)
         return record
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from madrigal.embedded.datastores import attributes
 from madrigal.embedded.records import VM, Datastore, Image, name, printable, text
 from madrigal.embedded.run import ActionFailed, Outcome
-from madrigal.errors import InUse, UsageError
+from madrigal.embedded.snapshots import Snapshots
+from madrigal.errors import InUse, NotSupported, UsageError
 
 if TYPE_CHECKING:
     from madrigal.embedded.front_end import FrontEnd
@@ -84,6 +85,71 @@ class Images:
             self._front_end.datastores.monitor(self._state.get(Datastore, record.datastore_id))
         return record
 
+    def clone(self, image: str | int, name_: str, datastore: str | int = "") -> Image:
+        """A copy of an image that is READY, in its own datastore or another; not persistent."""
+        self._check_current("clone")
+        original = self.get(image)
+        store = self._state.find(Datastore, original.datastore_id if datastore == "" else datastore)
+        if original.state != "READY" or store.type != "image":
+            raise InUse(f"image '{original.name}', in the state {original.state}, cannot be cloned into '{store.name}'")
+        record = Image(-1, name(name_, "image"), original.type, store.id, False, original.source, cloned=original.id)
+        record.size, record.format, record.template = original.size, original.format, dict(original.template)
+        with contextlib.ExitStack() as stack:
+            with self._state.transaction():
+                self._allocate(record)
+                stack.enter_context(self._state.lock(record, "image clone"))
+            return self._fill(record, store)
+
+    def snapshot_revert(self, image: str | int, snapshot: int | str) -> Image:
+        """Bring an image that no VM uses back to a snapshot (id or name)."""
+        return self._snapshot("snap_revert", image, snapshot)
+
+    def snapshot_delete(self, image: str | int, snapshot: int | str) -> Image:
+        """Delete a snapshot of an image that no VM uses."""
+        return self._snapshot("snap_delete", image, snapshot)
+
+    def snapshot_flatten(self, image: str | int, snapshot: int | str) -> Image:
+        """Make a snapshot the whole content of an image that no VM uses; all its snapshots are gone then."""
+        return self._snapshot("snap_flatten", image, snapshot)
+
+    def _snapshot(self, action: str, image: str | int, snapshot: int | str) -> Image:
+        self._check_current("image snapshots")
+        record = self.get(image)
+        with self._state.lock(record, f"image {action}"):
+            record = self.get(record.id)
+            if record.state != "READY":
+                raise InUse(f"image '{record.name}' is in the state {record.state}")
+            if users := self.users(record):
+                raise InUse(f"VM {users[0]} uses image '{record.name}': the snapshots are its disk's now")
+            snapshots = record.snapshots or Snapshots()
+            one = snapshots.get(snapshot)
+            if action == "snap_delete":
+                snapshots.check_deletable_of_image(one.id)
+            if action == "snap_revert" and one.id == snapshots.active:
+                raise InUse(f"snapshot {one.id} of image '{record.name}' is the active one already")
+            store = self._state.get(Datastore, record.datastore_id)
+            # READY is what is remembered, so that it can be done again after a kill; the driver sees LOCKED.
+            record.state, record.error = "LOCKED", ""
+            outcome = self._action(action, record, store, snapshot=one.id)
+            record.state = "READY"
+            if not outcome.ok:
+                record.error = printable(outcome.reason)
+                self._state.save(record)
+                raise ActionFailed(f"{outcome.call.title} failed: {outcome.reason}")
+            if action == "snap_delete":
+                snapshots.remove(one.id)
+            else:
+                snapshots.activate(one.id, revert=True)
+                record.size = one.size
+            record.snapshots = snapshots if snapshots.all and action != "snap_flatten" else None
+            self._state.save(record)
+        self._front_end.datastores.monitor(store)
+        return record
+
+    def _check_current(self, operation: str) -> None:
+        if self._old:
+            raise NotSupported(f"the 3.4 contract has no {operation}")
+
     def _type(self, store: Datastore, given: str, path: str) -> str:
         if store.type == "system":
             raise UsageError(f"datastore '{store.name}' is a system datastore: images go into an image datastore")
@@ -134,11 +200,13 @@ class Images:
         record.regtime = int(time.time())
         self._state.save(record)
 
-    def _action(self, action: str, record: Image, store: Datastore, reserve: bool = False) -> Outcome:
+    def _action(
+        self, action: str, record: Image, store: Datastore, reserve: bool = False, snapshot: int = -1
+    ) -> Outcome:
         front_end = self._front_end
-        document = front_end.image_document(record, self._state, reserve)
+        document = front_end.image_document(record, self._state, reserve, snapshot)
         dump = front_end.documents.dump(document, front_end.datastore_document(store, self._state))
-        source = record.source if action == "rm" else record.path
+        source = record.path if action in ("cp", "clone") else record.source
         return front_end.datastore_action(action, record.id, dump, store, record.name, source)
 
     def _stat(self, record: Image, store: Datastore, request: int) -> int:
@@ -153,12 +221,16 @@ class Images:
         return int(outcome.answer)
 
     def _fill(self, record: Image, store: Datastore, reserve: bool = False) -> Image:
-        action = "cp" if record.path else "mkfs"
+        action = "clone" if record.cloned >= 0 else "cp" if record.path else "mkfs"
         try:
             outcome = self._action(action, record, store, reserve)
             if not outcome.ok:
                 where = "repository" if self._old else "datastore"
-                prefix = f"Error copying image in the {where}" if action == "cp" else "Error creating datablock"
+                prefix = {
+                    "cp": f"Error copying image in the {where}",
+                    "mkfs": "Error creating datablock",
+                    "clone": f"Error cloning from Image {record.cloned}",
+                }[action]
                 raise ActionFailed(f"{prefix}: {outcome.reason}")
             self._answered(action, record, outcome)
         except BaseException as error:
@@ -185,6 +257,11 @@ class Images:
             if len(words) < 2 or not words[1].isdecimal():
                 raise ActionFailed(f"{wrong}SOURCE SIZE_MB")
             record.source, record.size = printable(words[0]), int(words[1])
+            return
+        if action == "clone":  # a format that is not answered stays as it was
+            if not words:
+                raise ActionFailed(f"{wrong}SOURCE [FORMAT]")
+            record.source, record.format = printable(words[0]), printable((words[1:] or [record.format])[0])
             return
         if len(words) < 2:
             raise ActionFailed("CP operation succeeded but image FORMAT was not returned.")

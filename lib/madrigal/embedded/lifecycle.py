@@ -10,7 +10,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from madrigal.embedded.records import ACTIVE, DONE, RUNNING, STOPPED, VM, Datastore, Disk, History
+from madrigal.embedded.records import (
+    ACTIVE,
+    DONE,
+    MIGRATE,
+    POWEROFF,
+    RUNNING,
+    STOPPED,
+    UNDEPLOYED,
+    VM,
+    Datastore,
+    Disk,
+    History,
+)
 
 
 class Line(NamedTuple):
@@ -189,9 +201,48 @@ class Plan:
 
     def save_as(self) -> list[Line]:
         assert self.vm.operation
-        disk = self._disk()
-        arguments = (self._at(self.place, disk.id), self.vm.operation.source, "-1", *self._ids(disk))
+        disk, snapshot = self._disk(), self.vm.operation.snapshot_id
+        which = "-1" if snapshot is None else str(snapshot)
+        arguments = (self._at(self.place, disk.id), self.vm.operation.source, which, *self._ids(disk))
         return [Line(self._suffixed("CPDS", disk), disk.tm_mad, arguments)]
+
+    def _snapshot(self, verb: str) -> list[Line]:
+        assert self.vm.operation
+        disk = self._disk()
+        arguments = (self._at(self.place, disk.id), str(self.vm.operation.snapshot_id), *self._ids(disk))
+        return [Line(self._suffixed(verb, disk), disk.tm_mad, arguments)]
+
+    def snapshot_create(self) -> list[Line]:
+        return self._snapshot("SNAP_CREATE")
+
+    def snapshot_create_live(self) -> list[Line]:
+        return self._snapshot("SNAP_CREATE_LIVE")
+
+    def snapshot_revert(self) -> list[Line]:
+        return self._snapshot("SNAP_REVERT")
+
+    def snapshot_delete(self) -> list[Line]:
+        return self._snapshot("SNAP_DELETE")
+
+    def resize(self) -> list[Line]:
+        disk = self._disk()
+        arguments = (self._at(self.place, disk.id), str(disk.size), *self._ids(disk))
+        return [Line(self._suffixed("RESIZE", disk), self._tm(disk), arguments)]
+
+    # A running VM migrates: only the driver of the system datastore is called, with the VM's document on stdin.
+
+    def _around_migration(self, verb: str) -> list[Line]:
+        target, directory = self.here.split(":", 1)
+        return [Line(verb, self._system_tm, (self.vm.history[-2].host, target, directory, *self._ids()))]
+
+    def premigrate(self) -> list[Line]:
+        return self._around_migration("PREMIGRATE")
+
+    def postmigrate(self) -> list[Line]:
+        return self._around_migration("POSTMIGRATE")
+
+    def failmigrate(self) -> list[Line]:
+        return self._around_migration("FAILMIGRATE")
 
 
 class Phase(NamedTuple):
@@ -205,24 +256,44 @@ class Phase(NamedTuple):
 
 
 class Sequence(NamedTuple):
-    """The phases of an operation, and STATE and LCM_STATE after the last."""
+    """The phases of an operation, and STATE and LCM_STATE after the last; without, they are as before the first."""
 
     phases: tuple[Phase, ...]
-    state: int
+    state: int | None = None
     lcm_state: int = 0
 
 
-_HOTPLUG = {
-    # No hypervisor writes to the disks of a VM that runs here, so a deployed VM is as good as powered off.
-    "attach": Sequence((Phase(17, 17, "", Plan.attach),), ACTIVE, RUNNING),
-    "detach": Sequence((Phase(17, 17, "", Plan.detach),), ACTIVE, RUNNING),
-    "disk-saveas": Sequence((Phase(27, 27, "disk_saveas", Plan.save_as),), ACTIVE, RUNNING),
-    "disk-saveas stopped": Sequence((Phase(68, 68, "disk_saveas", Plan.save_as),), STOPPED),
+def _around(lcm_state: int, lines: Callable[[Plan], list[Line]], script: str = "") -> Sequence:
+    """An operation on one disk, after whose end or failure the VM is in the state that it was in."""
+    return Sequence((Phase(lcm_state, lcm_state, script, lines),))
+
+
+# In today's form: what the operation does to a VM that runs, is powered off (" off"), or whose disks are on the
+# front-end.  Where no hypervisor runs VMs, one that is deployed is as good as powered off.
+_DISKS = {
+    "attach": _around(17, Plan.attach),
+    "attach off": _around(33, Plan.attach, "prolog_attach"),
+    "detach": _around(17, Plan.detach),
+    "detach off": _around(34, Plan.detach, "epilog_detach"),
+    "disk-saveas": _around(26, Plan.save_as, "disk_saveas"),
+    "disk-saveas off": _around(27, Plan.save_as, "disk_saveas"),
+    "disk-saveas undeployed": _around(67, Plan.save_as, "disk_saveas"),
+    "disk-saveas stopped": _around(68, Plan.save_as, "disk_saveas"),
+    "snapshot-create": _around(57, Plan.snapshot_create_live),
+    "snapshot-create off": _around(51, Plan.snapshot_create, "disk_snapshot"),
+    "snapshot-revert off": _around(52, Plan.snapshot_revert, "disk_snapshot"),
+    "snapshot-delete": _around(59, Plan.snapshot_delete, "disk_snapshot"),
+    "snapshot-delete off": _around(53, Plan.snapshot_delete, "disk_snapshot"),
+    "resize": _around(62, Plan.resize),
+    "resize off": _around(63, Plan.resize, "disk_resize"),
+    "resize undeployed": _around(64, Plan.resize, "disk_resize"),
 }
 _EPILOG = Sequence((Phase(11, 40, "epilog", Plan.epilog),), DONE)
 _STOP = Sequence((Phase(10, 41, "stop", Plan.stop),), STOPPED)
+_UNDEPLOY = Sequence((Phase(30, 42, "stop", Plan.stop),), UNDEPLOYED)
 _PROLOG = Phase(1, 39, "prolog", Plan.prolog)
 _RESUME = Phase(9, 49, "resume", Plan.resume)
+_REDEPLOY = Phase(31, 50, "resume", Plan.resume)
 _MIGRATE = Phase(8, 38, "migrate", Plan.migrate)
 
 OPERATIONS: dict[str, dict[str, Sequence]] = {
@@ -238,9 +309,18 @@ OPERATIONS: dict[str, dict[str, Sequence]] = {
         "deploy": Sequence((_PROLOG, Phase(2, 36, "", Plan.context)), ACTIVE, RUNNING),
         "stop": _STOP,
         "resume": Sequence((_RESUME, Phase(22, 48, "", Plan.context)), ACTIVE, RUNNING),
+        "undeploy": _UNDEPLOY,
+        "resume undeployed": Sequence((_REDEPLOY, Phase(32, 47, "", Plan.context)), ACTIVE, RUNNING),
+        "start": Sequence((Phase(20, 20, "", Plan.context),), ACTIVE, RUNNING),
         "migrate": Sequence((_MIGRATE, Phase(35, 37, "", Plan.context)), ACTIVE, RUNNING),
+        "migrate off": Sequence((Phase(43, 44, "migrate", Plan.migrate),), POWEROFF),
+        "migrate live": Sequence(
+            (Phase(MIGRATE, MIGRATE, "", Plan.premigrate), Phase(MIGRATE, MIGRATE, "", Plan.postmigrate)),
+            ACTIVE,
+            RUNNING,
+        ),
         "shutdown": _EPILOG,
         "terminate": _EPILOG,
-        **_HOTPLUG,
+        **_DISKS,
     },
 }

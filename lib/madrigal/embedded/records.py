@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from madrigal.embedded.snapshots import Snapshots
 from madrigal.errors import UsageError
 
 CONTRACTS = ("3.4", "current")
@@ -17,23 +18,32 @@ IMAGE_TYPES = {"OS": 0, "CDROM": 1, "DATABLOCK": 2, "CONTEXT": 5}
 IMAGE_STATES = {"READY": 1, "USED": 2, "LOCKED": 4, "ERROR": 5, "DELETE": 7, "USED_PERS": 8}
 DATASTORE_TYPES = {"image": (0, "IMAGE_DS"), "system": (1, "SYSTEM_DS"), "file": (2, "FILE_DS")}
 
-PENDING, ACTIVE, STOPPED, DONE = 1, 3, 4, 6  # STATE of a VM
-VM_STATES = {PENDING: "pending", STOPPED: "stopped", DONE: "done"}
+PENDING, ACTIVE, STOPPED, DONE, POWEROFF, UNDEPLOYED = 1, 3, 4, 6, 8, 9  # STATE of a VM
+VM_STATES = {PENDING: "pending", STOPPED: "stopped", DONE: "done", POWEROFF: "poweroff", UNDEPLOYED: "undeployed"}
+AT_FRONT_END = (STOPPED, UNDEPLOYED)  # states in which the disks are there
 
-RUNNING = 3  # LCM_STATE of a VM whose STATE is ACTIVE
+RUNNING, MIGRATE = 3, 4  # LCM_STATE of a VM whose STATE is ACTIVE
 CLEANUP_DELETE = 23
 LCM_STATES = {
     1: "prolog",
     2: "boot",
     RUNNING: "running",
+    MIGRATE: "migrate",
     8: "prolog_migrate",
     9: "prolog_resume",
     10: "epilog_stop",
     11: "epilog",
     17: "hotplug",
+    20: "boot_poweroff",
     22: "boot_stopped",
     CLEANUP_DELETE: "cleanup_delete",
+    26: "hotplug_saveas",
     27: "hotplug_saveas_poweroff",
+    30: "epilog_undeploy",
+    31: "prolog_undeploy",
+    32: "boot_undeploy",
+    33: "hotplug_prolog_poweroff",
+    34: "hotplug_epilog_poweroff",
     35: "boot_migrate",
     36: "boot_failure",
     37: "boot_migrate_failure",
@@ -41,8 +51,22 @@ LCM_STATES = {
     39: "prolog_failure",
     40: "epilog_failure",
     41: "epilog_stop_failure",
+    42: "epilog_undeploy_failure",
+    43: "prolog_migrate_poweroff",
+    44: "prolog_migrate_poweroff_failure",
+    47: "boot_undeploy_failure",
     48: "boot_stopped_failure",
     49: "prolog_resume_failure",
+    50: "prolog_undeploy_failure",
+    51: "disk_snapshot_poweroff",
+    52: "disk_snapshot_revert_poweroff",
+    53: "disk_snapshot_delete_poweroff",
+    57: "disk_snapshot",
+    59: "disk_snapshot_delete",
+    62: "disk_resize",
+    63: "disk_resize_poweroff",
+    64: "disk_resize_undeployed",
+    67: "hotplug_saveas_undeployed",
     68: "hotplug_saveas_stopped",
 }
 
@@ -91,6 +115,8 @@ class Host:
     name: str
     datastores: str
     """DATASTORE_LOCATION as this host has it."""
+    vmm: str = ""
+    """VM_MAD of the hypervisor that really runs VMs there (kvm); "" if nothing does."""
 
 
 @dataclass
@@ -125,6 +151,9 @@ class Image:
     regtime: int = 0
     error: str = ""
     template: dict[str, str] = field(default_factory=dict)
+    snapshots: Snapshots | None = None
+    cloned: int = -1
+    """Id of the image that it is a copy of, whose SOURCE is the path then."""
 
 
 @dataclass
@@ -153,6 +182,11 @@ class Disk:
     save_as_source: str = ""
     attributes: dict[str, str] = field(default_factory=dict)
     """What a disk inherits from its datastore (SPARSE, QCOW2_STANDALONE, ...)."""
+    previous_size: int | None = None
+    """The size before the last resize."""
+    snapshots: Snapshots | None = None
+    taken: dict[str, int] = field(default_factory=dict)
+    """MiB that it takes where it is, as its driver told last: of `0`, disk 0, and of `0/2`, its snapshot 2."""
 
 
 @dataclass
@@ -168,6 +202,8 @@ class History:
     stime: int
     etime: int = 0
     action: int = 0
+    vm_mad: str = ""
+    """VM_MAD of the host at that time, "" if no hypervisor runs VMs there."""
 
 
 @dataclass
@@ -178,11 +214,16 @@ class Operation:
     phase: int = 0
     failed: bool = False
     at_front_end: bool = False
-    """The VM is stopped, so its disks are on the front-end."""
+    """The VM is stopped or undeployed, so its disks are on the front-end."""
+    before: list[int] = field(default_factory=list)
+    """STATE and LCM_STATE when it began."""
     disk_id: int | None = None
     image_id: int | None = None
     source: str = ""
     """Where disk-saveas writes to."""
+    snapshot_id: int | None = None
+    hypervisor: str = ""
+    """The program that moves a running VM."""
 
 
 @dataclass
@@ -201,6 +242,8 @@ class VM:
     history: list[History] = field(default_factory=list)
     operation: Operation | None = None
     error: str = ""
+    deploy_id: str = ""
+    """The hypervisor's name of it; "" for the usual one."""
 
     def disk(self, disk_id: int | None) -> Disk:
         for disk in self.disks:
@@ -223,6 +266,11 @@ class VM:
         return not self.etime and any(stay.host_id == host_id for stay in self.history[-2:])
 
     @property
+    def is_live(self) -> bool:
+        """Whether a hypervisor may be writing to its disks."""
+        return self.state == ACTIVE and bool(self.history and self.history[-1].vm_mad)
+
+    @property
     def status(self) -> str:
         """One word for people: pending, running, stopped, done, prolog_failure, ..."""
         return VM_STATES.get(self.state) or LCM_STATES[self.lcm_state]
@@ -234,7 +282,10 @@ Record = Host | Datastore | Image | VM
 def load(cls: type[Any], body: dict[str, Any]) -> Any:
     """The record of class CLS that was stored as BODY."""
     if cls is VM:
-        body["disks"] = [Disk(**disk) for disk in body["disks"]]
+        disks = [{**disk, "snapshots": Snapshots.load(disk.get("snapshots"))} for disk in body["disks"]]
+        body["disks"] = [Disk(**disk) for disk in disks]
         body["history"] = [History(**stay) for stay in body["history"]]
         body["operation"] = Operation(**body["operation"]) if body["operation"] else None
+    if cls is Image:
+        body["snapshots"] = Snapshots.load(body.get("snapshots"))
     return cls(**body)

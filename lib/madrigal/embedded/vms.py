@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING
 
 from madrigal.embedded.disks import DiskRequest, build
 from madrigal.embedded.engine import Engine
+from madrigal.embedded.lifecycle import OPERATIONS
 from madrigal.embedded.records import (
     ACTIVE,
+    AT_FRONT_END,
     CLEANUP_DELETE,
     DONE,
     PENDING,
+    POWEROFF,
     RUNNING,
     STOPPED,
+    UNDEPLOYED,
     VM,
     Datastore,
     Disk,
@@ -29,10 +33,13 @@ from madrigal.embedded.records import (
     text,
     word,
 )
+from madrigal.embedded.snapshots import LIVE_DISK_SNAPSHOTS, Snapshots
 from madrigal.errors import InUse, NotFound, NotSupported, UsageError
 
 if TYPE_CHECKING:
     from madrigal.embedded.front_end import FrontEnd
+
+_SUFFIXES = {POWEROFF: " off", UNDEPLOYED: " undeployed", STOPPED: " stopped"}
 
 
 class VMs:
@@ -54,7 +61,7 @@ class VMs:
         layout = self._front_end.layout
         if vm.state in (PENDING, DONE):
             return ""
-        return layout.at_front_end(vm) if vm.state == STOPPED else layout.at_host(vm, vm.history[-1])
+        return layout.at_front_end(vm) if vm.state in AT_FRONT_END else layout.at_host(vm, vm.history[-1])
 
     def create(
         self,
@@ -126,10 +133,11 @@ class VMs:
         disk.save, disk.save_as = True, reserved.id
         return reserved
 
-    def deploy(self, vm: str | int, host: str | int) -> VM:
-        """Provide the disks of a pending VM on HOST."""
+    def deploy(self, vm: str | int, host: str | int, deploy_id: str = "") -> VM:
+        """Provide the disks of a pending VM on HOST.  DEPLOY_ID: the name that a hypervisor there knows it by."""
 
         def begin(record: VM) -> Operation:
+            record.deploy_id = word(deploy_id, "the deploy id") if deploy_id else ""
             return self._move_to(host, record, "deploy", PENDING)
 
         return self._engine.operate(self.get(vm), "deploy", begin)
@@ -143,54 +151,116 @@ class VMs:
 
         return self._engine.operate(self.get(vm), "stop", begin)
 
-    def resume(self, vm: str | int, host: str | int = "") -> VM:
-        """Move the disks of a stopped VM to HOST; without one, to where they came from."""
+    def undeploy(self, vm: str | int) -> VM:
+        """Move the disks of a running or powered-off VM to the front-end, for longer."""
+        self._check_current("undeploy")
 
         def begin(record: VM) -> Operation:
+            self._check_deployed(record)
+            return Operation("undeploy")
+
+        return self._engine.operate(self.get(vm), "undeploy", begin)
+
+    def resume(self, vm: str | int, host: str | int = "") -> VM:
+        """Move the disks of a stopped or undeployed VM to HOST; without one, to where they came from."""
+
+        def begin(record: VM) -> Operation:
+            if record.state == UNDEPLOYED:
+                return self._move_to(host, record, "resume undeployed", UNDEPLOYED)
             return self._move_to(host, record, "resume", STOPPED)
 
         return self._engine.operate(self.get(vm), "resume", begin)
 
-    def migrate(self, vm: str | int, host: str | int) -> VM:
-        """Move the disks of a running VM to another HOST."""
+    def poweroff(self, vm: str | int) -> VM:
+        """A running VM does not run any more; its disks stay where they are, and no driver is called."""
+        self._check_current("poweroff")
+        found = self.get(vm)
+        with self._state.lock(found, "vm poweroff"), self._state.transaction():
+            record = self._state.get(VM, found.id)
+            self._check_running(record)
+            record.state, record.lcm_state = POWEROFF, 0
+            self._state.save(record)
+        return record
+
+    def start(self, vm: str | int) -> VM:
+        """A powered-off VM runs again, with a new context disk."""
+        self._check_current("start")
 
         def begin(record: VM) -> Operation:
-            self._check_running(record)
-            if self._state.find(Host, host).id == record.history[-1].host_id:
-                raise UsageError(f"VM {record.id} is on host '{record.history[-1].host}' already")
-            return self._move_to(host, record, "migrate", ACTIVE)
+            if record.state != POWEROFF:
+                raise InUse(f"VM {record.id} is {record.status}: only one that is powered off can start")
+            return Operation("start")
+
+        return self._engine.operate(self.get(vm), "start", begin)
+
+    def migrate(
+        self,
+        vm: str | int,
+        host: str | int,
+        live: bool = False,
+        system_datastore: str | int = "",
+        hypervisor: str = "",
+    ) -> VM:
+        """Move a running or powered-off VM to another HOST, or to another system datastore, or both.
+
+        LIVE: while it runs.  The drivers are told before and after; between, HYPERVISOR is run as
+        `HYPERVISOR migrate SOURCE_HOST TARGET_HOST TARGET_DIRECTORY VM_ID` with the VM's document on stdin, and
+        brings the disks.  Without one they have to be on shared storage.
+        """
+        if live or system_datastore != "":
+            self._check_current("live migration and no other system datastores")
+
+        def begin(record: VM) -> Operation:
+            self._check_running(record) if live else self._check_deployed(record)
+            stay = record.history[-1]
+            system = self._state.get(Datastore, stay.system_ds)
+            if system_datastore != "":
+                target = self._state.get(Datastore, self._system(system_datastore))
+                self._front_end.datastores.check_migration(record, system, target, live)
+                system = target
+            if self._state.find(Host, host).id == stay.host_id and system.id == stay.system_ds:
+                raise UsageError(f"VM {record.id} is on host '{stay.host}' already")
+            if live and not hypervisor and system.template.get("SHARED", "YES").upper() == "NO":
+                raise UsageError(f"hosts do not share '{system.name}': say with --hypervisor what brings the disks")
+            off = " off" if record.state == POWEROFF else ""
+            record.system_ds = system.id
+            operation = self._move_to(host, record, "migrate live" if live else f"migrate{off}", record.state)
+            operation.hypervisor = os.path.abspath(hypervisor) if "/" in hypervisor else hypervisor
+            return operation
 
         return self._engine.operate(self.get(vm), "migrate", begin)
 
     def shutdown(self, vm: str | int) -> VM:
-        """Save what is to be saved of a running VM, and remove the rest."""
+        """Save what is to be saved of a running or powered-off VM, and remove the rest."""
 
         def begin(record: VM) -> Operation:
-            self._check_running(record)
+            self._check_deployed(record)
             return Operation("shutdown")
 
         return self._engine.operate(self.get(vm), "shutdown", begin)
 
     def terminate(self, vm: str | int, hard: bool = False) -> VM:
-        """As shutdown, also for a stopped or pending VM; HARD: nothing is saved of one whose operation failed."""
+        """As shutdown, also for a stopped, undeployed or pending VM; HARD: of a failed one, where nothing is saved."""
         self._check_current("terminate")
         found = self.get(vm)
         if found.state == PENDING or (hard and found.operation):
             return self._engine.delete(found)
 
         def begin(record: VM) -> Operation:
-            if record.state != STOPPED:
-                self._check_running(record)
-            return Operation("terminate", at_front_end=record.state == STOPPED)
+            if record.state not in AT_FRONT_END:
+                self._check_deployed(record)
+            return Operation("terminate", at_front_end=record.state in AT_FRONT_END)
 
         return self._engine.operate(found, "terminate", begin)
 
+    # One disk
+
     def attach(self, vm: str | int, disk: DiskRequest) -> VM:
-        """Give a running VM another disk; if the driver fails, the VM is as before."""
+        """Give a running or powered-off VM another disk; if the driver fails, the VM is as before."""
         self._check_current("attach")
 
         def begin(record: VM) -> Operation:
-            self._check_running(record)
+            operation = self._on_disk("attach", record)
             taken = [disk.id for disk in record.disks]
             number = max([*taken, -1 if record.context_disk is None else record.context_disk], default=-1) + 1
             added = build(disk, number, record, self._contract, self._state)
@@ -198,37 +268,107 @@ class VMs:
                 # oned marks disks that come later even when both drivers are the same.
                 added.tm_mad_system = self._state.get(Datastore, record.system_ds).tm_mad
             record.disks.append(added)
-            return Operation("attach", disk_id=added.id)
+            operation.disk_id = added.id
+            return operation
 
         return self._engine.operate(self.get(vm), "attach", begin)
 
     def detach(self, vm: str | int, disk_id: int) -> VM:
-        """Take a disk from a running VM, saving it if its image is persistent."""
+        """Take a disk from a running or powered-off VM, saving it if its image is persistent."""
         self._check_current("detach")
 
         def begin(record: VM) -> Operation:
-            self._check_running(record)
-            return Operation("detach", disk_id=record.disk(disk_id).id)
+            return self._on_disk("detach", record, disk_id)
 
         return self._engine.operate(self.get(vm), "detach", begin)
 
-    def disk_saveas(self, vm: str | int, disk_id: int, image: str) -> VM:
-        """Copy a disk of a running or stopped VM into a new image beside the disk's own."""
+    def disk_saveas(self, vm: str | int, disk_id: int, image: str, snapshot: int | str = "") -> VM:
+        """Copy a disk of a VM, or a SNAPSHOT of it, into a new image beside the disk's own."""
         self._check_current("disk-saveas")
 
         def begin(record: VM) -> Operation:
-            if record.state != STOPPED:
-                self._check_running(record)
+            operation = self._on_disk("disk-saveas", record, disk_id)
             disk = record.disk(disk_id)
             if disk.image_id is None:
                 raise UsageError(f"disk {disk_id} of VM {record.id} is volatile: no image datastore could take it")
+            size = disk.size
+            if snapshot != "":
+                taken = (disk.snapshots or Snapshots()).get(snapshot)
+                operation.snapshot_id, size = taken.id, taken.size
             original = self._state.get(Image, disk.image_id)
-            new = self._front_end.images.reserve(image, original, disk.size, record.id, disk_id)
-            stopped = record.state == STOPPED
-            operation = "disk-saveas stopped" if stopped else "disk-saveas"
-            return Operation(operation, at_front_end=stopped, disk_id=disk_id, image_id=new.id)
+            operation.image_id = self._front_end.images.reserve(image, original, size, record.id, disk_id).id
+            return operation
 
         return self._engine.operate(self.get(vm), "disk-saveas", begin)
+
+    def snapshot_create(self, vm: str | int, disk_id: int, name: str = "") -> VM:
+        """Take a snapshot of a disk; its id is the highest of the disk's snapshots."""
+        self._check_current("disk snapshots")
+
+        def begin(record: VM) -> Operation:
+            operation, disk = self._on_disk("snapshot-create", record, disk_id), record.disk(disk_id)
+            if disk.image_id is None or disk.type == "CDROM":
+                kind = "volatile" if disk.image_id is None else "read-only"
+                raise UsageError(f"disk {disk_id} of VM {record.id} is {kind}: it can have no snapshots")
+            vmm = record.history[-1].vm_mad
+            if record.is_live and f"{vmm}-{disk.tm_mad}" not in LIVE_DISK_SNAPSHOTS:
+                raise NotSupported(f"{vmm} and {disk.tm_mad} take no snapshot of a running VM: power it off first")
+            disk.snapshots = disk.snapshots or Snapshots.of(disk.attributes.get("ALLOW_ORPHANS", "NO"), disk.format)
+            text(name, "the name of the snapshot")
+            if name.isdecimal():
+                raise UsageError(f"'{name}' cannot name a snapshot: a number is read as an id")
+            operation.snapshot_id = disk.snapshots.add(name, disk.size).id
+            return operation
+
+        return self._engine.operate(self.get(vm), "snapshot-create", begin)
+
+    def snapshot_revert(self, vm: str | int, disk_id: int, snapshot: int | str) -> VM:
+        """Bring a disk of a VM that does not run back to a snapshot (id or name)."""
+        return self._with_snapshot("snapshot-revert", vm, disk_id, snapshot)
+
+    def snapshot_delete(self, vm: str | int, disk_id: int, snapshot: int | str, force: bool = False) -> VM:
+        """Delete a snapshot (id or name).  FORCE: also one that a front-end would not let go; the driver decides."""
+        return self._with_snapshot("snapshot-delete", vm, disk_id, snapshot, check=not force)
+
+    def _with_snapshot(self, name: str, vm: str | int, disk_id: int, snapshot: int | str, check: bool = False) -> VM:
+        self._check_current("disk snapshots")
+
+        def begin(record: VM) -> Operation:
+            operation, disk = self._on_disk(name, record, disk_id), record.disk(disk_id)
+            snapshots = disk.snapshots or Snapshots()
+            operation.snapshot_id = snapshots.get(snapshot).id
+            if check:
+                snapshots.check_deletable(operation.snapshot_id, disk.save)
+            return operation
+
+        return self._engine.operate(self.get(vm), name, begin)
+
+    def resize(self, vm: str | int, disk_id: int, size: int) -> VM:
+        """Let a disk have SIZE MiB; of a running VM the hypervisor does it, and the driver is only told."""
+        self._check_current("disk resize")
+
+        def begin(record: VM) -> Operation:
+            operation, disk = self._on_disk("resize", record, disk_id), record.disk(disk_id)
+            if size <= disk.size:
+                raise UsageError(f"disk {disk_id} of VM {record.id} has {disk.size} MiB: the new size must be more")
+            disk.previous_size, disk.size = disk.size, size
+            return operation
+
+        return self._engine.operate(self.get(vm), "resize", begin)
+
+    def _on_disk(self, operation: str, record: VM, disk_id: int | None = None) -> Operation:
+        """What OPERATION on a disk is in the state that the VM is in; raises InUse if it is not possible then."""
+        suffix = _SUFFIXES.get(record.state, "")
+        if not suffix:
+            self._check_running(record)
+            # Nobody writes to the disks of a VM without a hypervisor.
+            suffix = "" if record.is_live or operation in ("attach", "detach") else " off"
+        name = operation + suffix
+        if name not in OPERATIONS["current"]:
+            raise InUse(f"VM {record.id} is {record.status}: {operation} is not possible then, power it off")
+        if disk_id is not None:
+            record.disk(disk_id)
+        return Operation(name, at_front_end=record.state in AT_FRONT_END, disk_id=disk_id)
 
     def recover(self, vm: str | int) -> VM:
         """Do again what failed or was cut off, from the start of its phase: the whole transfer script is run."""
@@ -255,6 +395,10 @@ class VMs:
             hint = f": 'madrigal vm recover {record.id} --retry' first" if record.operation else ""
             raise InUse(f"VM {record.id} is {record.status}, and would have to be running{hint}")
 
+    def _check_deployed(self, record: VM) -> None:
+        if record.state != POWEROFF:
+            self._check_running(record)
+
     def _move_to(self, host: str | int, record: VM, operation: str, state: int) -> Operation:
         """Begin a stay on HOST ("": where it was last) of a VM that is in STATE."""
         if record.state != state:
@@ -265,5 +409,6 @@ class VMs:
             record.history[-1].etime = record.history[-1].etime or now
         system = self._state.get(Datastore, record.system_ds)
         stay = History(len(record.history), target.id, target.name, target.datastores, system.id, system.tm_mad, now)
+        stay.vm_mad = target.vmm
         record.history.append(stay)
         return Operation(operation)
