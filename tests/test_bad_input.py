@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PATH, check_stderr, run_action
-from dumps import dump
+from dumps import dump, system_dump, vm_document
 
 from madrigal import datastore, tm
 
@@ -29,6 +29,8 @@ VM_DIR = [*HOST_PATH, "fe:/x", "fe:/x/0/vm", "fe:/x/0/17x", "fe:/x/0/-17", "fe:/
 NUMBER = ["", "x", "-5", "1.5", "1e3", "0x10", "1 ", "--help", "1;id", LONG]
 DISK += ["fe:/disk.0", "fe:/x/disk.0"]
 IMAGE = ["", "relative", "fe:relative", "fe:/", "/x/../y", "fe:/x/../y"]
+
+HOSTS = ["", "-oProxyCommand=id", "a b", "h;id", "$(id)", "fe\n", "fe:/x", "/x"]
 
 TM = {
     "image": IMAGE,
@@ -49,6 +51,9 @@ TM = {
     ],
     "vmid": NUMBER,
     "dsid": NUMBER,
+    "origin": HOSTS,
+    "host": HOSTS,
+    "dir": ["", "relative/0/17", "/x/../0/17", "/x/0/..", "/x/0/18", "/x/0/17x", "/x/vm/17", "/17", "/x/0/17/disk.0"],
 }
 GOOD = {
     "image": "fe:/no/such/image",
@@ -59,6 +64,9 @@ GOOD = {
     "format": "raw",
     "snapshot": "-1",
     "files": "/etc/hostname",
+    "origin": "fe",
+    "host": "fe",
+    "dir": "{base}/0/17",
 }
 
 # What an element of a dump must not be: (path, value), by action; "dump" and "id" are the arguments themselves.
@@ -97,6 +105,8 @@ BASE_PATHS = ["", "relative", "/", "/x/../y", ".."]
 SIZES = ["", "0", "-1", "x", "1.5", "9" * 30]
 REGTIMES = [None, "x", "1.5"]
 DIGESTS = ["x", "0" * 31, "0" * 33, "g" * 32, "; id"]
+HOSTS = ["-oProxyCommand=id", "a;id", "$(id)", "a/b", "host1 a'b"]
+SNAPS = ("snap_delete", "snap_revert", "snap_flatten")
 DS: dict[tuple[str, str], Sequence[object]] = {
     ("cp", "IMAGE/PATH"): PATHS,
     ("cp", "IMAGE/REGTIME"): REGTIMES,
@@ -126,7 +136,29 @@ DS: dict[tuple[str, str], Sequence[object]] = {
     ("clone", "BASE_PATH"): BASE_PATHS,
     ("stat", "IMAGE/PATH"): PATHS,
     ("monitor", "BASE_PATH"): BASE_PATHS,
+    ("export", "IMAGE/SOURCE"): ["", "relative", "/etc/passwd", "{base}", "{base}/../x", "{base}/missing"],
+    ("export", "IMAGE/SIZE"): SIZES,
+    ("export", "BASE_PATH"): BASE_PATHS,
+    **{(action, "BRIDGE_LIST"): HOSTS for action in ("cp", "mkfs", "rm", "clone", "monitor", "export")},
+    ("cp", "LIMIT_TRANSFER_BW"): ["x", "10MB", "-1", "0", "1M;id"],
+    ("stat", "LIMIT_TRANSFER_BW"): ["x", "0"],
+    ("cp", "STAGING_DIR"): ["relative", "/x/../y"],
+    ("cp", "SPARSE"): ["maybe"],
+    ("mkfs", "SPARSE"): ["maybe"],
+    ("clone", "SPARSE"): ["maybe"],
+    ("clone", "STAGING_DIR"): ["relative"],
+    **{(action, "NFS_AUTO_ENABLE"): ["maybe"] for action in ("cp", "mkfs", "rm", "clone", "monitor", "export")},
+    **{
+        (action, "IMAGE/SOURCE"): ["", "relative", "/etc/passwd", "{base}/..", "{base}/sub/x", "-rf"]
+        for action in SNAPS
+    },
+    **{(action, "IMAGE/TARGET_SNAPSHOT"): ["", "x", "-2", "1.5", "../1", "0;id"] for action in SNAPS},
+    ("snap_revert", "IMAGE/FORMAT"): ["", "iso"],
+    ("snap_delete", "BASE_PATH"): BASE_PATHS,
 }
+OF_THE_DATASTORE = ("BRIDGE_LIST", "LIMIT_TRANSFER_BW", "STAGING_DIR", "SPARSE", "NFS_AUTO_ENABLE")
+OTHERS = {"restore"}
+"""What only datastore/dummy has."""
 STATUSES = {2, 10, 13, 20, 21, 24, 30, 40, 41}
 
 
@@ -180,7 +212,7 @@ def test_every_argument_has_a_row() -> None:
     assert {argument for _, _, argument, _ in tm_cases()} == set(TM)
     for action, (words, _) in tm.ACTIONS.items():
         assert set(words.split()) <= set(TM), action
-    assert {action for action, _ in DS} == set(datastore.ACTIONS)
+    assert {action for action, _ in DS} | OTHERS == set(datastore.ACTIONS)
 
 
 @pytest.mark.parametrize("action", tm.ACTIONS)
@@ -193,8 +225,35 @@ def test_arguments_of_transfer_drivers(action: str, env: dict[str, str], tmp_pat
         argv = [value if word == argument else GOOD[word].format(base=base) for word in words]
         if form == "current":
             argv += [value if argument == "vmid" else "17", value if argument == "dsid" else "0"]
-        for driver in ("ssh", "shared"):
-            refused(f"tm/{driver}/{action}", argv, env)
+        for driver in ("ssh",) if action in tm.MIGRATIONS else ("ssh", "shared"):
+            refused(f"tm/{driver}/{action}", argv, env, base64.b64encode(vm_document(17, {})))
+
+
+@pytest.mark.parametrize("action", tm.MIGRATIONS)
+def test_callers_and_vms_of_migrations(action: str, env: dict[str, str], tmp_path: Path) -> None:
+    argv = ["fe", "fe", f"{tmp_path}/datastores/0/17", "17", "0"]
+    good = base64.b64encode(vm_document(17, {0: {"TM_MAD": "ssh"}}))
+    others = [base64.b64encode(vm_document(18, {})), base64.b64encode(b"<VM><ID>x</ID></VM>")]
+    dtd = base64.b64encode(b'<!DOCTYPE VM [<!ENTITY x SYSTEM "file:///etc/passwd">]><VM><ID>17</ID></VM>')
+    dumps = [bad for what, bad in DUMPS.items() if what not in ("another document",)]
+    for driver in ("ssh", "dev"):
+        for caller in ("", "../x", "a/b", "-x", "x;id", " ", LONG + "/"):
+            refused(f"tm/{driver}/{action}", [*argv, caller], env, good)
+        for bad in (*dumps, *others, dtd, vm_document(17, {})):
+            refused(f"tm/{driver}/{action}", argv, env, bad)
+
+
+@pytest.mark.parametrize("action", ["clone", "ln", "mv", "mvds", "cpds"])
+def test_arguments_of_what_is_not_the_same_everywhere(action: str, env: dict[str, str], tmp_path: Path) -> None:
+    """The variants for a system datastore of another driver, and disks that can have snapshots on hosts' storage."""
+    words = tm.ACTIONS[action][0].split()
+    good = [GOOD[word].format(base=tmp_path / "datastores") for word in words]
+    for number, word in enumerate(words):
+        for value in TM[word][:6]:
+            argv = [*good[:number], value, *good[number + 1 :], "17", "0"]
+            for executable in (f"tm/qcow2/{action}.ssh", f"tm/local/{action}"):
+                refused(executable, argv, env)
+    assert "(3.4)" not in refused(f"tm/shared/{action}.ssh", ["x"], env)
 
 
 def test_context_without_two_numbers_is_34s(env: dict[str, str], tmp_path: Path) -> None:
@@ -211,7 +270,7 @@ def test_any_other_number_of_arguments_is_a_usage_error(action: str, env: dict[s
     if action == "context":
         wrong = [0, 1]
     else:
-        right = {len(words.split()) + 2, *range(fewest, most + 1)}
+        right = {len(words.split()) + 2, *range(fewest, most + 1), 6 if action in tm.MIGRATIONS else 0} - {0}
         wrong = [number for number in range(9) if number not in right]
     for driver in ("ssh", "shared", "dummy"):
         for number in wrong:
@@ -220,9 +279,12 @@ def test_any_other_number_of_arguments_is_a_usage_error(action: str, env: dict[s
 
 
 @pytest.mark.parametrize("action", datastore.ACTIONS)
-@pytest.mark.parametrize("driver", ["fs", "dummy"])
+@pytest.mark.parametrize("driver", ["fs", "dev", "dummy"])
 def test_arguments_of_datastore_drivers(action: str, driver: str, env: dict[str, str], tmp_path: Path) -> None:
     name, good = f"datastore/{driver}/{action}", dump(tmp_path / "base", {"PATH": "/no/such/file"})
+    if not os.path.exists(Path(__file__).parent.parent / name):
+        assert action in OTHERS and driver != "dummy"
+        return
     for wrong in (["1"] * 3, ["1"] * 4, []):
         message = refused(name, wrong, env, good)
         assert f"usage: {action}" in message
@@ -231,28 +293,52 @@ def test_arguments_of_datastore_drivers(action: str, driver: str, env: dict[str,
             refused(name, [id], env, good)
         refused(name, [good.decode(), id], env)
     for what, bad in DUMPS.items():
-        if (what == "no datastore" and driver == "dummy") or (what == "deep" and not bad):
+        if (what == "no datastore" and driver in ("dummy", "dev")) or (what == "deep" and not bad):
             continue  # it looks at nothing
         message = refused(name, ["42"], env, bad)
         assert "passwd" not in message or "document type" in message
         refused(name, [bad.decode(), "42"], env)
 
 
+@pytest.mark.parametrize("driver", ["shared", "dummy"])
+def test_arguments_of_monitoring_a_system_datastore(driver: str, env: dict[str, str], tmp_path: Path) -> None:
+    name, good = f"tm/{driver}/monitor", system_dump(tmp_path / "datastores")
+    for wrong in ([], ["1"] * 3):
+        assert "usage: monitor" in refused(name, wrong, env, good)
+    for id in IDS:
+        if id != "--help":
+            refused(name, [id], env, good)
+    for what, bad in DUMPS.items():
+        if what != "no datastore" or driver != "dummy":  # it looks at nothing
+            refused(name, ["0"], env, bad)
+    assert "3.6" in refused(name, [good.decode(), "0"], env)
+    for place in BASE_PATHS[1:] if driver == "shared" else []:
+        assert "DATASTORE_LOCATION" in refused(name, ["0"], env, system_dump(place))
+
+
 @pytest.mark.parametrize(("action", "element"), DS)
 def test_elements_of_dumps(action: str, element: str, env: dict[str, str], tmp_path: Path) -> None:
     base = tmp_path / "var" / "datastores" / "1"
-    good: dict[str, object] = {"PATH": "/etc/hostname", "FORMAT": "raw", "SIZE": 1, "SOURCE": f"{base}/x"}
+    good: dict[str, object] = {
+        "PATH": "/etc/hostname",
+        "FORMAT": "raw",
+        "SIZE": 1,
+        "SOURCE": f"{base}/x",
+        "TARGET_SNAPSHOT": 0,
+    }
     for value in DS[action, element]:
         shown = value.format(base=base) if isinstance(value, str) and "{base}" in value else value
-        image, attributes, where = dict(good), {}, str(base)
+        image, where = dict(good), str(base)
+        attributes: dict[str, object] = {}
+        template: dict[str, object] = {}
         if element == "BASE_PATH":
             where = str(shown)
         elif element.startswith("IMAGE/"):
             image[element.removeprefix("IMAGE/")] = shown
         else:
-            attributes[element] = shown
-        message = refused(f"datastore/fs/{action}", ["42"], env, dump(where, image, attributes))
-        if not shown or element in ("IMAGE/REGTIME", "BASE_PATH", *("MD5", "SHA1", "SHA256")):
+            (template if element in OF_THE_DATASTORE else attributes)[element] = shown
+        message = refused(f"datastore/fs/{action}", ["42"], env, dump(where, image, attributes, template))
+        if not shown or element in ("IMAGE/REGTIME", "BASE_PATH", "MD5", "SHA1", "SHA256", *OF_THE_DATASTORE):
             assert element.rpartition("/")[2] in message, message
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import TREE
 
+from madrigal import tm
 from madrigal.host.remote import HOST_PART
 
 LIB = TREE / "lib" / "madrigal"
@@ -20,12 +21,14 @@ FLOORS = {
     **dict.fromkeys(("errors", "messages", "location", "dump", "config", "defaults", "deadline", "scratch"), 0),
     **dict.fromkeys(("interpreter", "command", "onhost"), 0),
     **dict.fromkeys(("host", "frontend", "author", "running"), 1),
-    **dict.fromkeys(("transfer", "disks", "iso", "guard", "inspector", "source", "storage"), 2),
+    **dict.fromkeys(("transfer", "disks", "snapshots", "iso", "guard", "inspector", "source", "storage"), 2),
+    **dict.fromkeys(("migration", "monitoring"), 2),
     **dict.fromkeys(("action", "tm", "datastore"), 3),
     **dict.fromkeys(("cli", "embedded", "drivers", "__main__"), 4),
 }
 STANDARD = sys.stdlib_module_names
 OTHERS = {"lxml": {"dump", "frontend", "embedded"}, "click": {"cli"}, "paramiko": {"host.paramiko_connection"}}
+OTHERS["cryptography"] = {"monitoring"}
 """Packages that are not Python's, and where they may be imported."""
 
 
@@ -130,15 +133,25 @@ def test_recipe(path: Path) -> None:
 
 
 def test_every_driver_has_the_actions_of_both_forms() -> None:
-    tm = {"clone", "ln", "mv", "mvds", "cpds", "context", "mkimage", "mkswap", "delete"}
-    for driver in ("ssh", "shared", "dummy"):
-        assert {path.name for path in (TREE / "tm" / driver).iterdir()} == tm | {"driver.toml"}
-    datastore = {"cp", "mkfs", "rm", "clone", "stat", "monitor"}
-    for driver in ("fs", "dummy"):
-        assert {path.name for path in (TREE / "datastore" / driver).iterdir()} == datastore | {"driver.toml"}
+    """Of a driver that is for images alone, those that a system datastore needs are missing."""
+    for driver in ("ssh", "local", "shared", "qcow2", "dummy", "dev"):
+        of_system = {"context", "mkimage", "mkswap"} if driver == "dev" else set()
+        found = {path.name for path in (TREE / "tm" / driver).iterdir()}
+        monitoring = {"ssh": {"monitor_ds"}, "local": {"monitor_ds"}, "dev": set()}.get(driver, {"monitor"})
+        on_ssh = {f"{action}.ssh" for action in ("clone", "ln", "mv", "mvds", "cpds") if driver in ("shared", "qcow2")}
+        wanted = on_ssh | set(tm.ACTIONS) - of_system | monitoring | {"driver.toml"}
+        assert found == wanted, driver
+    datastore = {"cp", "mkfs", "rm", "clone", "stat", "monitor", "export"}
+    datastore |= {"snap_delete", "snap_revert", "snap_flatten"}
+    for driver in ("fs", "dev", "dummy"):
+        found = {path.name for path in (TREE / "datastore" / driver).iterdir()}
+        assert found - {"restore"} == datastore | {"driver.toml"}
 
 
 # -- what runs on hosts ----------------------------------------------------------------------------------------
+
+ALONE = ("onhost.monitor_ds",)
+"""What a front-end's probe starts on hosts, where nothing else of ours is."""
 
 NEWER = {
     **dict.fromkeys(("removeprefix", "removesuffix"), "str, 3.9"),
@@ -187,6 +200,9 @@ def test_host_part_is_python_36(name: str) -> None:
     """Parsed as 3.6; tests/test_hostpart.py runs it by one where there is one."""
     path = MODULES[name]
     assert not too_new(path.read_text())
+    if name in ALONE:
+        assert {imported.partition(".")[0] for imported in imports(path.read_text())} <= set(STANDARD)
+        assert path.read_text().startswith("#!/usr/bin/env python3\n") and path.stat().st_mode & 0o111 == 0o111
     if name in HOST_PART:
         for imported in imports(path.read_text()):
             top = imported.partition(".")[0]

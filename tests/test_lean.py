@@ -5,6 +5,7 @@ The lists are what an action of a kind may load beside what Python itself has lo
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TREE, Hosts
-from dumps import dump
+from dumps import dump, front_end, system_dump, vm_document
 
 BASE = """
     __future__ _collections _functools _locale _operator _sre _weakrefset binascii contextlib copyreg collections
@@ -26,6 +27,9 @@ RUNNING = """
     subprocess _posixsubprocess msvcrt selectors threading collections.abc locale contextlib signal _weakrefset
     shlex
 """.split()
+ASKED = "encodings.idna stringprep unicodedata".split()
+"""What naming a machine to a socket costs, where the front-end is asked."""
+
 HASHES = "hashlib _hashlib _blake2".split()
 NEVER = """
     click paramiko rich boto3 logging inspect dataclasses pathlib typing urllib http xmlrpc asyncio unittest email ssl
@@ -61,12 +65,15 @@ def check(found: set[str], *allowed: list[str]) -> None:
     assert not {name for name in found for never in NEVER if f"{name}.".startswith(f"{never}.")}
 
 
-@pytest.mark.parametrize("action", ["clone", "ln", "mv", "mvds", "cpds", "context", "mkimage", "mkswap", "delete"])
+OLD = ["clone", "ln", "mv", "mvds", "cpds", "context", "mkimage", "mkswap", "delete"]
+
+
+@pytest.mark.parametrize("action", [*OLD, "resize", "premigrate", "postmigrate", "failmigrate"])
 def test_help_of_tm(action: str) -> None:
     check(loaded({}, f"tm/ssh/{action}", "--help"))
 
 
-@pytest.mark.parametrize("action", ["cp", "mkfs", "rm", "clone", "stat", "monitor"])
+@pytest.mark.parametrize("action", ["cp", "mkfs", "rm", "clone", "stat", "monitor", "export"])
 def test_help_of_datastore(action: str) -> None:
     check(loaded({}, f"datastore/fs/{action}", "--help"))
 
@@ -89,8 +96,10 @@ def test_datastore(store: dict[str, str], tmp_path: Path) -> None:
 
     check(act("cp"), LXML, HASHES, RUNNING, SESSION)
     (source,) = (tmp_path / "ds").iterdir()
+    check(act("export", SOURCE=source), LXML, HASHES, SESSION)
     for action in ("monitor", "rm"):
         check(act(action, SOURCE=source), LXML)
+    check(loaded(store, "tm/shared/monitor", "0", input=system_dump(tmp_path)), LXML, ["base64"])
     check(act("stat"), LXML, HASHES, RUNNING)
     check(act("mkfs"), LXML, HASHES, RUNNING)
 
@@ -116,6 +125,27 @@ def test_tm(hosts: Hosts, datastore: str, tmp_path: Path) -> None:
         ("tm/ssh/mv", f"host01:{vm}/disk.0", f"host02:{vm}/disk.0"),
     ):
         check(act(*action))
+
+
+def test_today_s_tm(hosts: Hosts, datastore: str, tmp_path: Path) -> None:
+    disk, vm = f"host01:{datastore}/0/17/disk.0", f"{datastore}/0/17"
+    document = vm_document(17, {0: {"TM_MAD": "ssh"}}, history=(0, 0))
+    with front_end(tmp_path, document) as asked:
+        env = {**hosts.env, **asked}
+        loaded(env, "tm/ssh/mkimage", "1", "raw", disk, "17", "0")
+        check(loaded(env, "tm/ssh/resize", disk, "2", "17", "0"), SESSION, RUNNING, SSH, LXML, ASKED)
+        for action in ("tm/ssh/premigrate", "tm/ssh/postmigrate"):
+            found = loaded(env, action, "host01", "host02", vm, "17", "0", input=base64.b64encode(document))
+            check(found, SESSION, RUNNING, SSH, LXML)
+            loaded(env, "tm/ssh/mkimage", "1", "raw", disk.replace("host01", "host02"), "17", "0")
+
+
+def test_datastore_on_a_bridge(hosts: Hosts, datastore: str, tmp_path: Path) -> None:
+    image = {"PATH": tmp_path / "image", "FORMAT": "raw", "SIZE": 1, "SOURCE": f"{datastore}/x"}
+    (tmp_path / "image").write_bytes(os.urandom(4096))
+    for action in ("cp", "monitor", "rm", "mkfs"):
+        input = dump(datastore, image, None, {"BRIDGE_LIST": "host01"})
+        check(loaded(hosts.env, f"datastore/fs/{action}", "42", input=input), LXML, HASHES, SESSION, RUNNING, SSH)
 
 
 def test_a_module_too_many_is_seen(tmp_path: Path) -> None:

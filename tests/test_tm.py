@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Done, Hosts, check_stderr, run_action, start_action
-from dumps import front_end, vm_document
+from dumps import datastore_document, front_end, vm_document
 
 MIB = 1 << 20
 VM = 17
@@ -136,6 +136,19 @@ def test_today_the_front_end_is_asked_and_its_answers_are_told(cloud: Cloud) -> 
     assert cloud.left() == []
 
 
+@pytest.mark.parametrize("action", ["clone", "ln"])
+def test_a_replica_host_is_told_to_change_nothing(cloud: Cloud, action: str) -> None:
+    """It is not refused: VMs of a datastore that was taken over have it."""
+    image, disk = cloud.image("abc", b"x"), f"host01:{cloud.vm}/disk.0"
+    for attributes in ({}, {"REPLICA_HOST": "host02"}):
+        cloud.documents = [disks(), datastore_document(0, attributes), datastore_document(1, {"REPLICA_HOST": "x"})]
+        done = cloud.run(f"tm/ssh/{action}", f"fe:{image}", disk)
+        assert done.status == 0
+        told = done.stderr.count(f"WARN: {action}: REPLICA_HOST is not supported by this driver yet; images are copied")
+        assert told == (1 if attributes and cloud.form == "current" else 0), done
+        assert cloud.at("host01", "disk.0").read_bytes() == b"x"
+
+
 def test_kernel_and_initrd_are_copied_as_they_are(cloud: Cloud) -> None:
     image = cloud.image("kernel", os.urandom(1000))
     for name in ("kernel", "initrd"):
@@ -169,7 +182,7 @@ def test_a_full_disk_leaves_nothing(cloud: Cloud) -> None:
 
 
 def test_volatile_disks(cloud: Cloud) -> None:
-    cloud.documents = [vm_document(VM, {1: {"FS": "ext4"}, 2: {"FS": ""}, 3: {"FS": "ext4"}})]
+    cloud.documents = [vm_document(VM, {0: {}, 1: {"FS": "ext4"}, 2: {"FS": ""}, 3: {"FS": "ext4"}})]
     cloud.ok("tm/ssh/mkswap", "16", f"host01:{cloud.vm}/disk.0")
     if cloud.form == "3.4":
         cloud.ok("tm/ssh/mkimage", "32", "ext4", f"host01:{cloud.vm}/disk.1")
@@ -355,6 +368,7 @@ def test_mvds_brings_a_disk_back_and_knows_that_it_did(cloud: Cloud) -> None:
 
 
 def test_mvds_of_a_stopped_vm_renames(cloud: Cloud) -> None:
+    cloud.documents = [disks()]
     image = cloud.image("abc", b"before")
     cloud.at("fe").mkdir(parents=True)
     cloud.at("fe", "disk.1").write_bytes(b"after")
@@ -397,10 +411,8 @@ def test_cpds_copies_a_disk_and_keeps_it(hosts: Hosts, env: dict[str, str], tmp_
     for _ in range(2):
         cloud.ok("tm/ssh/cpds", f"host01:{cloud.vm}/disk.0", str(new), "-1")
         assert new.read_bytes() == disk.read_bytes() == base.read_bytes()
-    cloud.fails(24, "snapshot", "tm/ssh/cpds", f"host01:{cloud.vm}/disk.0", str(new), "0")
-    disk.unlink()
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", disk], check=True)
-    cloud.fails(24, "snapshot chain", "tm/ssh/cpds", f"host01:{cloud.vm}/disk.0", str(new), "-1")
+    cloud.fails(30, "there is no snapshot 0", "tm/ssh/cpds", f"host01:{cloud.vm}/disk.0", str(new), "0")
+    cloud.fails(2, "not a disk", "tm/ssh/cpds", f"host01:{cloud.vm}/kernel", str(new), "-1")
     cloud.documents = [vm_document(VM, {0: {"FORMAT": "raw"}}, lcm_state=26)]
     cloud.fails(24, "running", "tm/ssh/cpds", f"host01:{cloud.vm}/disk.0", str(new), "-1")
     assert os.listdir(cloud.images) == ["new"]
