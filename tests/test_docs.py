@@ -45,6 +45,16 @@ def test_every_module_is_in_the_architecture() -> None:
         assert name == "__init__" or f"`{name}`" in text or name == "drivers/__main__", name
 
 
+def test_every_driver_has_a_page() -> None:
+    """Which says what differs from the stock driver; options and needs are generated."""
+    from madrigal import drivers
+
+    titles = {page.read_text().partition("\n")[0]: page for page in PAGES}
+    for driver in drivers.load(str(TREE)):
+        (page,) = (page for title, page in titles.items() if driver.path in title.split())
+        assert "## What differs from the stock driver" in page.read_text(), page
+
+
 def test_every_test_is_in_the_architecture() -> None:
     text = (TREE / "docs/architecture.md").read_text()
     for path in (TREE / "tests").glob("test_*.py"):
