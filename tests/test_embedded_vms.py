@@ -369,7 +369,7 @@ def command(tree: Tree, *words: str) -> subprocess.Popen[str]:
 
 
 def wait_for_call(tree: Tree, action: str) -> dict[str, Any]:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         if calls := tree.calls(action):
             return calls[0]
@@ -387,7 +387,7 @@ def test_a_vm_that_is_acted_on_is_locked(tree: Tree) -> None:
         with pytest.raises(Busy, match=f"VM 0 is being acted on .vm deploy, process {process.pid}."):
             getattr(front_end.vms, operation)("vm")
     assert front_end.vms.get("vm").status == "prolog"
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 0
     assert front_end.vms.get("vm").status == "running"
 
@@ -400,7 +400,7 @@ def test_a_killed_command_locks_nothing(tree: Tree) -> None:
     process = command(tree, "vm", "deploy", "vm", "host01")
     call = wait_for_call(tree, "ln")
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     os.kill(call["pid"], 0)  # still there
     os.kill(call["pid"], signal.SIGKILL)
     assert front_end.vms.get("vm").status == "prolog"
@@ -419,7 +419,7 @@ def test_a_killed_delete_of_a_stopped_vm_goes_on_where_the_vm_is(tree: Tree) -> 
     process = command(tree, "vm", "delete", "vm")
     call = wait_for_call(tree, "delete")
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     os.kill(call["pid"], signal.SIGKILL)
     tree.say("tm.shared.delete")
     with pytest.raises(InUse, match="vm delete 0"):
@@ -438,7 +438,7 @@ def test_an_image_that_is_acted_on_is_locked_until_its_command_ends(tree: Tree) 
     with pytest.raises(InUse, match="LOCKED"):
         front_end.vms.create("vm", [DiskRequest(image="new")])
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     os.kill(call["pid"], signal.SIGKILL)
     front_end.images.delete("new")
 
