@@ -158,7 +158,7 @@ def test_file_of_any_size(machine: Machine, datastore: str, tmp_path: Path, size
         session.call("hold", path=datastore, make="all")
         session.receive(stream.give(str(tmp_path / "image")), path=f"{datastore}/disk.0")
         assert (
-            b"".join(data for kind, _, data in session.send(f"{datastore}/disk.0") if kind == b"D")
+            b"".join(bytes(data) for kind, _, data in session.send(f"{datastore}/disk.0") if kind == b"D")
             == (tmp_path / "image").read_bytes()
         )
     assert machine.files(f"{datastore}/disk.0").read_bytes() == (tmp_path / "image").read_bytes()
@@ -224,7 +224,7 @@ def an(path: str, type: str = "file", **more: object) -> Frame:
 
 
 def complete(data: bytes = b"") -> Frame:
-    return b"C", 0, zlib.crc32(data).to_bytes(4, "big")
+    return b"C", 0, zlib.crc32(data).to_bytes(4, "big") if data else b""
 
 
 HOSTILE: dict[str, list[Frame]] = {

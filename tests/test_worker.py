@@ -108,11 +108,11 @@ def test_worker_moves_and_removes(session: RemoteSession, tmp_path: Path) -> Non
         assert session.call("see", paths=[str(other), str(vm)], probe="x") == str(vm)
         session.tell("hide", path=str(vm), probe="x")
         assert session.call("move", source=str(vm), path=str(other))["way"] == "rename"
-        frames = [frame for frame in session.send(str(other)) if frame[0] == b"D"]
+        frames = [(kind, at, bytes(data)) for kind, at, data in session.send(str(other)) if kind == b"D"]
         assert frames == [(b"D", 0, b"disk")]
         state = {"format": "raw", "snapshot": -1, "image": ""}
         disk, image = str(other / "disk.0"), str(tmp_path / "images/x")
-        assert session.call("give_back", path=disk, target="/x", state=state)["allocated"] is not None
+        assert session.call("give_back", path=disk, target="/x", state=state)["weight"] is not None
         settle = {"chain": False, "fresh": False}
         session.tell("copy_whole", source=disk, path=image, state=state, settle=settle, is_going=True)
         session.tell("tidy", path=str(vm))

@@ -86,7 +86,7 @@ def _fail(error: BaseException) -> int:
         messages.log_debug("".join(traceback.format_exception(error)))
     if _here is not None:
         try:
-            _here.fail()
+            _here.fail(error)
         except Exception as again:
             messages.log_error(f"cannot take back what was made: {again}")
     if isinstance(error, SystemExit):  # of exec_and_log and its like, which have said everything

@@ -13,6 +13,9 @@ class MadrigalError(Exception):
 
     status = 1
 
+    is_interruption = False
+    """Whether another run may go on with what this one had brought so far."""
+
 
 class UsageError(MadrigalError):
     """The arguments or the dump are not what the contract says."""
@@ -24,6 +27,7 @@ class HostUnreachable(MadrigalError):
     """A host does not answer, or the connection to it broke."""
 
     status = 10
+    is_interruption = True
 
 
 class Busy(MadrigalError):
@@ -96,6 +100,7 @@ class DigestMismatch(MadrigalError):
     """The bytes that arrived are not the bytes that were promised."""
 
     status = 40
+    is_interruption = True
 
 
 class BadImage(MadrigalError):
@@ -108,10 +113,13 @@ class DeadlineExceeded(MadrigalError):
     """Something took longer than it may."""
 
     status = 124
+    is_interruption = True
 
 
 class Ended(BaseException):
     """A signal asked this process to end.  Not an Exception: nothing but the action layer may catch it."""
+
+    is_interruption = True
 
     def __init__(self, signum: int) -> None:
         super().__init__("ended by signal {}".format(signum))

@@ -74,22 +74,24 @@ class Channel:
             self._buffer += data
         return self._take(index + 1)
 
-    def read_exactly(self, length: int, timeout: float) -> bytes:
-        """LENGTH bytes, fewer only at the end; TIMEOUT is for each pause."""
-        while len(self._buffer) < length:
+    def read_into(self, view: memoryview, timeout: float) -> int:
+        """Fill VIEW; returns how many bytes there were, fewer only at the end.  TIMEOUT is for each pause."""
+        done = min(len(self._buffer), len(view))
+        view[:done] = self._take(done)
+        while done < len(view):
             self._wait_for(self._stdout, select.POLLIN, timeout)
-            data = os.read(self._stdout, max(length - len(self._buffer), 1 << 16))
-            if not data:
+            count = os.readv(self._stdout, [view[done:]])
+            if not count:
                 break
-            self._buffer += data
-        return self._take(length)
+            done += count
+        return done
 
     def _take(self, length: int) -> bytes:
         data = bytes(memoryview(self._buffer)[:length])
         del self._buffer[:length]
         return data
 
-    def write(self, data: bytes, timeout: float) -> None:
+    def write(self, data: bytes | memoryview, timeout: float) -> None:
         """Write all of DATA; raises BrokenPipeError if nobody reads it, DeadlineExceeded after a pause of TIMEOUT."""
         view = memoryview(data)
         while view:

@@ -52,6 +52,14 @@ class LocalSession:
         count: int = self.call("receive", frames=frames, **arguments)
         return count
 
+    def another(self) -> LocalSession:
+        """One more on this machine."""
+        return LocalSession()
+
+    def rtt(self) -> float:
+        """Seconds there and back."""
+        return 0
+
     def reopen(self) -> None:
         """Begin again; what was made so far is taken back."""
         self.fail()
@@ -70,12 +78,16 @@ class LocalSession:
         results, self._results = self._results, []
         return results
 
-    def fail(self) -> None:
-        for left in self._session.fail():
+    def lane(self, frames: Iterator[Frame], **arguments: Any) -> int:
+        count: int = self.call("lane", frames=frames, **arguments)
+        return count
+
+    def fail(self, error: BaseException | None = None) -> None:
+        for left in self._session.fail(error):
             messages.log_error(left)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.done() if kind is None else self.fail()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        self.done() if kind is None else self.fail(error)

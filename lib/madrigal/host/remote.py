@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
 
 from madrigal import deadline, messages
 from madrigal.errors import BY_NAME, DeadlineExceeded, HostUnreachable, MadrigalError
@@ -25,7 +27,9 @@ HOST_PART = (
     "onhost.undo",
     "onhost.lock",
     "onhost.part",
+    "onhost.blocks",
     "onhost.stream",
+    "onhost.receiver",
     "onhost.copy",
     "onhost.image",
     "onhost.filesystem",
@@ -104,6 +108,17 @@ class RemoteSession:
         """The host's name."""
         return self.host.name
 
+    def another(self) -> RemoteSession:
+        """One more on the same host, over a connection of its own."""
+        return RemoteSession(self.host, bulk=True)
+
+    def rtt(self) -> float:
+        """Seconds there and back."""
+        self._settle()
+        began = time.monotonic()
+        self.call("exists", path="/")
+        return time.monotonic() - began
+
     def reopen(self) -> None:
         """Begin again over a connection of its own, for much data; what was made so far is taken back."""
         self.fail()
@@ -162,31 +177,42 @@ class RemoteSession:
         self.tell("send", path=path, **state)
         self._owed -= 1
         self._settle()
-        channel = self._open()
+        header, payload = memoryview(bytearray(stream.HEADER.size)), memoryview(bytearray(stream.CHUNK))
         while True:
-            header = channel.read_exactly(1, self._stall)
-            if header == b"{" or not header:
-                self._line(header)  # it is making what it is to send, or failed before it had anything
+            self._read(header[:1])
+            if header[0] == ord("{"):
+                self._line(b"{")  # it is making what it is to send, or failed before it had anything
                 continue
-            header += channel.read_exactly(stream.HEADER.size - 1, self._stall)
-            if len(header) < stream.HEADER.size:
-                raise self._broken()
+            self._read(header[1:])
             kind, offset, length = stream.HEADER.unpack(header)
-            payload = channel.read_exactly(length, self._stall)
-            if len(payload) < length:
+            if length > stream.CHUNK:
                 raise self._broken()
+            self._read(payload[:length])
             if kind == b"X":
                 self._answer()
                 return
-            yield kind, offset, payload
+            yield kind, offset, payload[:length]
+
+    def _read(self, view: memoryview) -> None:
+        if self._open().read_into(view, self._stall) < len(view):
+            raise self._broken()
 
     def receive(self, frames: Iterator[Frame], **arguments: Any) -> int:
         """Give FRAMES to Session.receive on the host; returns how many bytes of data they had.
 
         That they are safe there, done() says.
         """
+        return self._give(frames, "receive", arguments)
+
+    def lane(self, frames: Iterator[Frame], **arguments: Any) -> int:
+        """The same with Session.lane, and they are written when this returns."""
+        count = self._give(frames, "lane", arguments)
+        self._settle()
+        return count
+
+    def _give(self, frames: Iterator[Frame], method: str, arguments: dict[str, Any]) -> int:
         channel = self._ready()  # frames cannot be sent a second time
-        self.tell("receive", **arguments)
+        self.tell(method, **arguments)
         count = 0
         try:
             for kind, offset, payload in frames:
@@ -197,7 +223,17 @@ class RemoteSession:
         except BrokenPipeError:
             self._settle()  # the worker has said why before it ended
             raise self._broken() from None
+        except MadrigalError as error:
+            if not error.is_interruption:
+                self._refuse(error)
+            raise
         return count
+
+    def _refuse(self, error: MadrigalError) -> None:
+        """Say in the stream that there is nothing to go on with."""
+        payload = json.dumps([type(error).__name__, str(error)]).encode()[: stream.CHUNK]
+        with contextlib.suppress(OSError, MadrigalError):
+            self._open().write(stream.HEADER.pack(b"E", 0, len(payload)) + payload, self._stall)
 
     def done(self) -> list[Any]:
         """Keep what was made, and let others at it; returns what was told and not answered before."""

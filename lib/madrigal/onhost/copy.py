@@ -3,21 +3,23 @@
 import errno
 import fcntl
 import os
+import time
 
 from madrigal.errors import MadrigalError, NoSpace
-from madrigal.onhost import stream
+from madrigal.onhost import blocks, stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable
+    from typing import Callable, Optional
 
 _FICLONE = 0x40049409
+_WINDOW = 32 << 20
 
 
-def copy_file(source: int, target: int, waiting: "Callable[[], None]") -> str:
+def copy_file(source: int, target: int, waiting: "Callable[[], None]", pace: "Optional[Pace]" = None) -> str:
     """Copy all of the open file SOURCE to the new, empty file TARGET; returns the way: reflink, copy_file_range, read.
 
-    WAITING is called between pieces and may raise.
+    WAITING is called between pieces and may raise; PACE holds up what is not a reflink.
     """
     before = os.fstat(source)
     try:
@@ -32,37 +34,92 @@ def copy_file(source: int, target: int, waiting: "Callable[[], None]") -> str:
                 before.st_blocks * 512 >> 20, free.f_bavail * free.f_frsize >> 20
             )
         )
-    way = "copy_file_range"
-    copy_range = getattr(os, "copy_file_range", None)  # Python 3.8
-    for offset, length in stream.extents(source, before.st_size):
+    filler = Filler(source, target)
+    behind = Behind(source, before.st_blocks * 512), Behind(target, before.st_blocks * 512)
+    for offset, length in stream.extents(source, 0, before.st_size):
         waiting()
-        end = offset + length
-        while offset < end and copy_range:
+        if pace:
+            pace.took(length)
+        filler.copy(offset, offset + length)
+        for file in behind:
+            file.passed(offset)
+    os.ftruncate(target, before.st_size)
+    after = os.fstat(source)
+    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise MadrigalError("the source was changed while it was copied; try again when nobody uses it")
+    return filler.way
+
+
+class Filler:
+    """Copies ranges of the open file SOURCE to the same place in the open file TARGET, which has nothing there.
+
+    `way` is how: copy_file_range, or read.
+    """
+
+    def __init__(self, source: int, target: int) -> None:
+        self._source, self._target = source, target
+        self._size = os.fstat(source).st_size
+        self._copy_range = getattr(os, "copy_file_range", None)  # Python 3.8
+        self._reader: "Optional[blocks.Reader]" = None
+        self.way = "copy_file_range" if self._copy_range else "read"
+
+    def fill(self, start: int, end: int) -> None:
+        """Copy what is allocated between START and END, as far as there is something."""
+        for offset, length in stream.extents(self._source, start, min(end, self._size)):
+            self.copy(offset, offset + length)
+
+    def copy(self, offset: int, end: int) -> None:
+        """Copy from OFFSET to END, at most 1 MiB."""
+        while offset < end and self._copy_range:
             try:
-                copied = copy_range(source, target, end - offset, offset, offset)
+                copied = self._copy_range(self._source, self._target, end - offset, offset, offset)
             except OSError as error:
                 # EXDEV: two file systems; the others: this kernel or file system cannot
                 if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO):
                     raise
                 copied = 0
             if not copied:
-                copy_range = None  # once is enough to know
+                self._copy_range, self.way = None, "read"  # once is enough to know
             offset += copied
         if offset < end:
-            way = "read"
-            _through_memory(source, target, offset, end)
-    os.ftruncate(target, before.st_size)
-    after = os.fstat(source)
-    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        raise MadrigalError("the source was changed while it was copied; try again when nobody uses it")
-    return way
+            if self._reader is None:
+                self._reader = blocks.Reader(self._source)
+            data = self._reader.read(offset, end - offset)
+            for start, stop in stream.not_zero(self._reader.buffer, len(data)):
+                while start < stop:
+                    start += os.pwrite(self._target, data[start:stop], offset + start)
 
 
-def _through_memory(source: int, target: int, offset: int, end: int) -> None:
-    block = os.pread(source, end - offset, offset)
-    if block == bytes(len(block)):
-        return
-    view = memoryview(block)
-    while view:
-        written = os.pwrite(target, view, offset)
-        view, offset = view[written:], offset + written
+class Behind:
+    """Keeps a large file from filling the memory with what was just read or written of it, more or less in order.
+
+    Otherwise the copy of a disk pushes out what others work with; of a small one the cache may be welcome.
+    """
+
+    def __init__(self, fd: int, allocated: int) -> None:
+        self._fd, self._done = fd, 0
+        self._is_large = allocated > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
+
+    def passed(self, offset: int) -> None:
+        """All before OFFSET has been read or written."""
+        while self._is_large and offset - self._done >= _WINDOW:
+            # what is dirty is only begun to be written by this, and goes when asked for the second time
+            for start in (self._done, max(self._done - 4 * _WINDOW, 0)):
+                os.posix_fadvise(self._fd, start, _WINDOW, os.POSIX_FADV_DONTNEED)
+            self._done += _WINDOW
+
+
+class Pace:
+    """Holds up who takes bytes, so that never more than RATE a second have been taken on average."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._began = time.monotonic()
+        self._count = 0
+
+    def took(self, count: int) -> None:
+        """Wait until COUNT bytes more are due."""
+        self._count += count
+        wait = self._began + self._count / self._rate - time.monotonic()
+        if wait > 0:
+            time.sleep(wait)

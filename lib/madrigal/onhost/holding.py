@@ -9,7 +9,7 @@ from madrigal.onhost.undo import Undo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, List, Sequence
+    from typing import Callable, Dict, List, Optional, Sequence
 
 
 class Holding:
@@ -59,8 +59,9 @@ class Holding:
         self.keep()
         self._release()
 
-    def fail(self) -> "List[str]":
-        """Take back what was made; returns what could not be taken back."""
+    def fail(self, error: "Optional[BaseException]" = None) -> "List[str]":
+        """Take back what was made, as far as ERROR is not one to go on after; returns what could not be taken back."""
+        self._undo.is_interrupted = getattr(error, "is_interruption", False)
         failures = self._undo.unwind()
         self._release()
         return failures

@@ -68,9 +68,11 @@ class Place:
             raise NotFound("there is no snapshot {}".format(number))
         return number
 
-    def allocated(self) -> int:
-        """Bytes that it takes, with its snapshots; raises NotFound."""
-        return sum(int(stream.measure(path)["allocated"]) for path in {self.top, *map(self.real, self.files)})
+    def weight(self) -> "Dict[str, Any]":
+        """The bytes `allocated` with its snapshots, and `source` as in stream.measure(); raises NotFound."""
+        paths = sorted({self.top, *map(self.real, self.files)})
+        allocated = sum(int(stream.measure(path)["allocated"]) for path in paths)
+        return {"allocated": allocated, "source": stream.identity(paths)}
 
     def contents(self) -> "List[Tuple[str, str, str]]":
         """(type, name, path or target) of what makes it up: `disk`, or a link to `snap/N`; `snap` and what is in it.
@@ -117,14 +119,15 @@ def state(path: str, wanted: "Dict[str, Any]") -> "Tuple[str, bool]":
     return top, image.is_overlay(top)
 
 
-def give(path: str, format: str) -> "Iterator[Frame]":
+def give(path: str, format: str, terms: "Optional[Dict[str, Any]]" = None) -> "Iterator[Frame]":
     """The frames of a directory with a disk or image and its snapshots, which `Layout.settle` takes."""
     place = Place(path, format)
-    about = {"path": "", "type": "dir", "mode": 0o700, "mtime": 0, "owner": [0, 0], "allocated": place.allocated()}
+    about = {"path": "", "type": "dir", "mode": 0o700, "mtime": 0, "owner": [0, 0]}
+    about["allocated"] = place.weight()["allocated"]
     yield b"O", 0, json.dumps(about).encode()
     for kind, name, what in place.contents():
         if kind == "file":
-            for frame in stream.give(what, name):
+            for frame in stream.give(what, name, terms):
                 yield frame
         else:
             yield b"O", 0, json.dumps(dict(about, path=name, type=kind, target=what)).encode()

@@ -6,8 +6,10 @@ rename lands in the removed one.
 """
 
 import errno
+import fcntl
 import os
 import stat
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,10 +18,18 @@ if TYPE_CHECKING:
     from madrigal.onhost.undo import Undo
 
 
+WORTH = 16 << 20
+"""Bytes from which on a part is worth to be gone on with."""
+
+_PATIENCE = 5.0  # seconds for the writers of an interrupted run to end
+
+
 class Part:
     """What will be NAME in DIRECTORY (which must exist).  Its `fd` is open until `publish`; UNDO takes it back.
 
     The caller holds the lock of the object, so parts of it are of runs that were killed, and go; but not BESIDE.
+    STAYS: one with the same TAG is gone on with (`is_resumed`), and this one stays if the action is interrupted and
+    much of it is there.
     """
 
     def __init__(
@@ -30,25 +40,63 @@ class Part:
         tag: str,
         is_dir: bool = False,
         beside: "Optional[Part]" = None,
+        stays: bool = False,
     ) -> None:
-        self._undo = undo
+        self._undo, self._stays = undo, stays
         self.directory, self.name = directory, name
-        self.part = ".{}.{}.part".format(name, tag)
+        self.part = part_name(name, tag)
         self.is_dir = is_dir
         self.dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         if beside is None:
-            remove_parts(self.dir_fd, name)
-        undo.push(self.discard)
-        # Readable by nobody else until it is published with its final mode.
-        flags = os.O_RDONLY | os.O_DIRECTORY if is_dir else os.O_RDWR | os.O_CREAT | os.O_EXCL
-        if is_dir:
-            os.mkdir(self.part, 0o700, dir_fd=self.dir_fd)
-        self.fd = os.open(self.part, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.dir_fd)
+            remove_parts(self.dir_fd, name, but=self.part if stays else "")
+        undo.push(self._take_back)
+        self.is_resumed = stays and self._resume()
+        if not self.is_resumed:
+            # Readable by nobody else until it is published with its final mode.
+            if is_dir:
+                os.mkdir(self.part, 0o700, dir_fd=self.dir_fd)
+            self.fd = self._open(0 if is_dir else os.O_CREAT | os.O_EXCL)
+        if stays:
+            share(self.fd)
+
+    def _open(self, flags: int) -> int:
+        flags |= os.O_RDONLY | os.O_DIRECTORY if self.is_dir else os.O_RDWR
+        return os.open(self.part, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.dir_fd)
+
+    def _resume(self) -> bool:
+        """Open what an interrupted run has left; it goes if it is another thing, or if somebody still writes to it."""
+        try:
+            self.fd = self._open(0)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            remove(self.dir_fd, self.part)
+            return False
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES) or time.monotonic() > end:
+                    break
+            time.sleep(0.05)
+        os.close(self.fd)
+        remove(self.dir_fd, self.part)
+        return False
 
     @property
     def path(self) -> str:
         """For programs that want a name."""
         return os.path.join(self.directory, self.part)
+
+    def end_staying(self) -> None:
+        """Have nobody go on with it: from here on it is not what was sent any more."""
+        if self._stays:
+            self._stays = False
+            remove(self.dir_fd, part_name(self.name, "whole"))
+            os.rename(self.part, part_name(self.name, "whole"), src_dir_fd=self.dir_fd, dst_dir_fd=self.dir_fd)
+            self.part = part_name(self.name, "whole")
 
     def publish(self, mode: int) -> None:
         """Give it its name, replacing what has it.  MODE is its permissions.  On return it is on the disk.
@@ -66,7 +114,7 @@ class Part:
         os.fsync(self.dir_fd)
         os.close(self.fd)
         os.close(self.dir_fd)
-        self._undo.forget(self.discard)
+        self._undo.forget(self._take_back)
 
     def publish_in(self, directory: "Part", name: str, mode: int) -> None:
         """Give it NAME within DIRECTORY, a part too, with MODE as its permissions.  It is on the disk then."""
@@ -75,15 +123,21 @@ class Part:
         os.rename(self.part, name, src_dir_fd=self.dir_fd, dst_dir_fd=directory.fd)
         os.close(self.fd)
         os.close(self.dir_fd)
-        self._undo.forget(self.discard)
+        self._undo.forget(self._take_back)
 
     def discard(self) -> None:
         """Take it back."""
-        self._undo.forget(self.discard)
+        self._undo.forget(self._take_back)
         try:
             remove(self.dir_fd, self.part)
         finally:
             os.close(self.dir_fd)
+
+    def _take_back(self) -> None:
+        if self._stays and self._undo.is_interrupted and left(self.path) >= WORTH:
+            os.close(self.dir_fd)
+        else:
+            self.discard()
 
 
 class Nameless:
@@ -116,6 +170,29 @@ def _nameless(directory: str) -> int:
     fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     os.unlink(name)
     return fd
+
+
+def left(path: str) -> int:
+    """The bytes on the disk of what is at PATH, with all in it; 0 if it is not there."""
+    try:
+        found = os.lstat(path).st_blocks
+    except FileNotFoundError:
+        return 0
+    for base, _, names in os.walk(path):
+        found += sum(os.lstat(os.path.join(base, name)).st_blocks for name in names)
+    return found * 512
+
+
+def share(fd: int) -> None:
+    """Say, until FD is closed, that this process writes to the part."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        pass  # a file system that cannot; who wants it alone finds that out too
+
+
+def part_name(name: str, tag: str) -> str:
+    return ".{}.{}.part".format(name, tag)
 
 
 def is_part(name: str) -> bool:
@@ -180,10 +257,10 @@ def link(undo: "Undo", target: str, path: str) -> None:
     os.rename(temporary, path)
 
 
-def remove_parts(dir_fd: int, name: str) -> None:
-    """Remove what interrupted runs left of NAME.  The caller holds the lock, so nobody is writing them."""
+def remove_parts(dir_fd: int, name: str, but: str = "") -> None:
+    """Remove what interrupted runs left of NAME, BUT one.  The caller holds the lock, so nobody is writing them."""
     for entry in os.listdir(dir_fd):
-        if is_part_of(name, entry):
+        if is_part_of(name, entry) and entry != but:
             remove(dir_fd, entry)
 
 

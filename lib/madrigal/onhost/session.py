@@ -15,7 +15,7 @@ from madrigal.onhost.part import Part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Optional, Union
+    from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
     from madrigal.onhost.guest import Guest
     from madrigal.onhost.layout import Layout
@@ -30,6 +30,9 @@ class Session(Holding):
     arrived: "Optional[Union[Part, Nameless]]" = None
     """What was received and has no name yet."""
 
+    _basis: "Optional[Tuple[str, int]]" = None
+    """Which file of what is received next has something in common with which open one."""
+
     # -- asking ----------------------------------------------------------------------------------------------
 
     def measure(self, path: str) -> "Dict[str, Any]":
@@ -38,16 +41,17 @@ class Session(Holding):
 
         return stream.measure(path)
 
-    def weigh(self, path: str, state: "Dict[str, Any]", whole: bool = False) -> int:
-        """Bytes that the disk or image PATH takes with its snapshots (onhost/layout.py).
+    def weigh(self, path: str, state: "Dict[str, Any]", whole: bool = False) -> "Dict[str, Any]":
+        """{"allocated": bytes of the disk or image PATH with its snapshots, "source": as measure() has it, "is_plain"}.
 
-        Raises NotFound or BadImage if it has no such STATE; WHOLE: all of it is wanted.
+        The last says whether it can be sent as it lies there.  Raises NotFound or BadImage if it has no such STATE
+        (onhost/layout.py); WHOLE: all of it is wanted.
         """
         from madrigal.onhost import layout
 
-        if not whole:
-            layout.state(path, state)
-        return layout.Place(path, state["format"]).allocated()
+        lies_on_others = not whole and layout.state(path, state)[1]
+        is_plain = not lies_on_others and not state.get("guest")
+        return dict(layout.Place(path, state["format"]).weight(), is_plain=is_plain)
 
     def exists(self, path: str) -> bool:
         return os.path.lexists(path)
@@ -108,15 +112,15 @@ class Session(Holding):
         """Hold the directory of the disk PATH, which is to be moved to TARGET, a path that may be another machine's.
 
         {"there": whether there is the directory, "moved": whether PATH leads to TARGET or a snapshot of it,
-        "allocated": bytes or None}
+        "weight": as weigh(), or None}
         """
         if not os.path.lexists(os.path.dirname(path)):
-            return {"there": False, "moved": False, "allocated": None}
+            return {"there": False, "moved": False, "weight": None}
         self.hold(os.path.dirname(path))
         leads, goal = os.path.realpath(path), os.path.realpath(target)
         moved = os.path.islink(path) and (leads == goal or os.path.dirname(leads) == os.path.realpath(target + ".snap"))
         there = not moved and os.path.lexists(path)
-        return {"there": True, "moved": moved, "allocated": self.weigh(path, state, True) if there else None}
+        return {"there": True, "moved": moved, "weight": self.weigh(path, state, True) if there else None}
 
     # -- for who works on this machine himself ------------------------------------------------------------
 
@@ -156,10 +160,37 @@ class Session(Holding):
         args = described["uri"], described["domain"], described["timeout"]
         return Guest(*args, stall=self._timeouts["work"], waiting=self._waiting)
 
+    def known(self, path: str, source: str, old: "Optional[Dict[str, Any]]" = None) -> "Dict[str, Any]":
+        """What receive() can make PATH of besides what it is sent: {"files": blocks.describe() by path, "how": text}.
+
+        That is a file which is much the same, OLD = {"path", "allocated": bytes it has at least, "within": which one of
+        the stream it is}; or what an interrupted run has left of the same SOURCE.  The caller holds PATH.
+        """
+        from madrigal.onhost import blocks
+
+        if old and os.path.isfile(old["path"]) and os.stat(old["path"]).st_blocks * 512 >= old["allocated"]:
+            fd = os.open(old["path"], os.O_RDONLY | os.O_CLOEXEC)
+            self._basis = old["within"], fd
+            return {"files": {old["within"]: blocks.describe(fd, self._waiting)}, "how": "old"}
+        directory, name = os.path.split(path)
+        own = part.part_name(name, "stream" + source)
+        found = blocks.describe_all(os.path.join(directory, own), self._waiting)
+        if found:
+            return {"files": found, "how": "part"}
+        others = part.part_name(name, "stream")[: -len(".part")]
+        is_stale = any(entry.startswith(others) for entry in os.listdir(directory))
+        return {"files": {}, "how": "stale" if is_stale else ""}
+
     # -- making ----------------------------------------------------------------------------------------------
 
-    def send(self, path: str, state: "Optional[Dict[str, Any]]" = None, whole: bool = False) -> "Iterator[Frame]":
-        """The frames of what PATH leads to (onhost/stream.py), without the last.
+    def send(
+        self,
+        path: str,
+        state: "Optional[Dict[str, Any]]" = None,
+        whole: bool = False,
+        terms: "Optional[Dict[str, Any]]" = None,
+    ) -> "Iterator[Frame]":
+        """The frames of what PATH leads to, on TERMS (onhost/stream.py), without the last.
 
         With STATE, of one file that has this state of the disk or image (onhost/layout.py), or WHOLE, of it and all its
         snapshots.
@@ -167,14 +198,14 @@ class Session(Holding):
         from madrigal.onhost import stream
 
         if state is None:
-            return stream.give(path)
+            return stream.give(path, terms=terms)
         if whole:
             from madrigal.onhost import layout
 
-            return layout.give(path, state["format"])
-        return self._send_state(path, state)
+            return layout.give(path, state["format"], terms)
+        return self._send_state(path, state, terms)
 
-    def _send_state(self, path: str, state: "Dict[str, Any]") -> "Iterator[Frame]":
+    def _send_state(self, path: str, state: "Dict[str, Any]", terms: "Optional[Dict[str, Any]]") -> "Iterator[Frame]":
         from madrigal.onhost import layout, stream
 
         made = None
@@ -190,7 +221,7 @@ class Session(Holding):
                 made = self.part(path, "flat")
                 self._layout().flatten(top, made)
         try:
-            for frame in stream.give(made.path if made else top):
+            for frame in stream.give(made.path if made else top, terms=terms):
                 yield frame
         finally:
             if made:
@@ -206,20 +237,25 @@ class Session(Holding):
         preallocate: str = "",
         settle: "Optional[Dict[str, Any]]" = None,
         staging: "Optional[str]" = None,
+        source: str = "",
     ) -> int:
         """Make PATH of FRAMES, growing it to GROW = [format, bytes] first; returns how many bytes of data they had.
 
         It gets the permissions the umask allows, or with KEEP_MODE those of the original.  CHAIN and PREALLOCATE as
         for publish().  With SETTLE the frames have a disk and its snapshots (onhost/layout.py).  STAGING: a file is
-        left to image(do="adopt"), until then as a part ("") or without a name in that directory.
+        left to image(do="adopt"), until then as a part ("") or without a name in that directory.  SOURCE: what they are
+        of, if this may be interrupted and gone on with; they leave out what known() has said then.
         """
-        from madrigal.onhost import stream
+        from madrigal.onhost.receiver import Receiver
 
         directory, name = os.path.split(path)
-        receiver = stream.Receiver(self._undo, directory, name, "stream", staging or "")
+        basis, self._basis = self._basis, None
+        receiver = Receiver(self._undo, directory, name, source, staging or "", basis)
         for frame in frames:
             receiver.take(*frame)
         made = receiver.finish()
+        if basis:
+            os.close(basis[1])
         if settle and isinstance(made, Part):
             self._layout().settle(made, grow, settle)
         elif staging is not None and not made.is_dir:
@@ -227,6 +263,17 @@ class Session(Holding):
         elif isinstance(made, Part):
             self.publish(made, grow, receiver.about["mode"] if keep_mode else None, chain, preallocate)
         return receiver.bytes
+
+    def lane(self, frames: "Iterator[Frame]", path: str, source: str) -> int:
+        """Write FRAMES, which have a share of what another session receives of SOURCE for PATH; returns as that."""
+        from madrigal.onhost.receiver import Lane
+
+        directory, name = os.path.split(path)
+        where = os.path.join(directory, part.part_name(name, "stream" + source))
+        lane = Lane(where, self._waiting, self._timeouts["work"])
+        for frame in frames:
+            lane.take(*frame)
+        return lane.bytes
 
     def copy(
         self,
@@ -254,7 +301,7 @@ class Session(Holding):
 
             source, lies_on_others = layout.state(source, state)
         if stream.measure(source)["type"] == "dir":
-            self.receive(stream.give(source), path)
+            self.receive(stream.give(source, terms=stream.WITHIN), path)
             return {"way": "files"}
         made = self.part(path, "copy")
         if lies_on_others:
@@ -282,10 +329,10 @@ class Session(Holding):
 
         SETTLE and IS_GOING: onhost/layout.py.
         """
-        from madrigal.onhost import layout
+        from madrigal.onhost import layout, stream
 
         if os.path.isdir(source):  # an image of 3.4
-            self.receive(layout.give(source, state["format"]), path, grow, settle=settle)
+            self.receive(layout.give(source, state["format"], stream.WITHIN), path, grow, settle=settle)
             return {"way": "files"}
         directory, name = os.path.split(path)
         made = Part(self._undo, directory, name, "copy", is_dir=True)
@@ -373,7 +420,7 @@ class Session(Holding):
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-        self.receive(stream.give(source), path, keep_mode=True)
+        self.receive(stream.give(source, terms=stream.WITHIN), path, keep_mode=True)
         self._undo.clear()  # the copy is whole, from here on it is what counts
         self._remove(source)
         return {"way": "files"}

@@ -4,10 +4,14 @@ A frame is a kind, an offset and a payload:
 
     O  an object begins: JSON with path ("" for the one that was asked for), type, mode, ...
     D  data of the file that is open, at this offset
-    C  the object is complete: the CRC-32 of all its data; its size as the offset if the O frame has none.
-       0 for the CRC if `checked` is false in the O frame: within a machine nothing happens on the way
+    Z  zeros of the file that is open, at this offset: the payload is how many.  Only where the other side may have
+       something else there
+    V  the checks of all D since the last V, one after the other; how they are made says `verify` in the O frame
+    C  the object is complete: as V; its size as the offset if the O frame has none
     X  all objects are complete
     E  the sender failed: JSON [class of madrigal.errors, text]
+
+A payload of data is good until the next frame is asked for.
 """
 
 import errno
@@ -15,51 +19,68 @@ import json
 import os
 import stat
 import struct
+import time
 import zlib
 
-from madrigal.errors import BY_NAME, BadImage, DigestMismatch, MadrigalError, NoSpace, NotFound
-from madrigal.onhost.part import Nameless, Part, is_part
+from madrigal.errors import BadImage, MadrigalError, NotFound
+from madrigal.onhost import blocks
+from madrigal.onhost.part import is_part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, Optional, Tuple, Union
+    from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
-    from madrigal.onhost.undo import Undo
-
-    Frame = Tuple[bytes, int, bytes]
+    Payload = Union[bytes, memoryview]
+    Frame = Tuple[bytes, int, Payload]
 
 HEADER = struct.Struct(">cQI")
+LENGTH = struct.Struct(">Q")
 CHUNK = 1 << 20
-_ZEROS = bytes(CHUNK)
+"""The most bytes in a frame of data."""
+
+STRIPE = 8 << 20
+"""Of several lanes each has every so many bytes of a file in its turn."""
+
+WITHIN = {"verify": "none"}
+"""The terms for a stream that leaves no machine: nothing happens to it on the way."""
+
+_SEVERAL = 4096  # checks in a V frame
+_SILENCE = 5.0  # seconds, after which one says that we live
+_BLOCK = 64 << 10
+_ZEROS = bytes(_BLOCK)
 
 
-def extents(fd: int, size: int) -> "Iterator[Tuple[int, int]]":
-    """(offset, length) of what is allocated in the first SIZE bytes of a file, at most CHUNK each."""
-    offset = 0
-    while offset < size:
+def extents(fd: int, start: int, end: int) -> "Iterator[Tuple[int, int]]":
+    """(offset, length) of what is allocated from START to END in a file, at most CHUNK each and within one CHUNK."""
+    offset = start
+    while offset < end:
         try:
             offset = os.lseek(fd, offset, os.SEEK_DATA)
-            end = min(os.lseek(fd, offset, os.SEEK_HOLE), size)
+            stop = min(os.lseek(fd, offset, os.SEEK_HOLE), end)
         except OSError as error:
             if error.errno == errno.ENXIO:
                 return  # nothing but a hole up to the end
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                 raise
-            end = size  # a file system without holes
-        while offset < end:
-            length = min(CHUNK - offset % CHUNK, end - offset)
+            stop = end  # a file system without holes, or a device
+        while offset < stop:
+            length = min(CHUNK - offset % CHUNK, stop - offset)
             yield offset, length
             offset += length
 
 
-def data(fd: int, size: int) -> "Iterator[Tuple[int, bytes]]":
-    """(offset, bytes) of what is not zero in the first SIZE bytes of a file."""
-    for offset, length in extents(fd, size):
-        block = os.pread(fd, length, offset)
-        if len(block) < length:
-            raise BadImage("a file became shorter while it was read; try again when nobody changes it")
-        if block != (_ZEROS if length == CHUNK else _ZEROS[:length]):
-            yield offset, block
+def not_zero(data: bytearray, size: int) -> "Iterator[Tuple[int, int]]":
+    """(start, end) of the runs of blocks in the first SIZE bytes of DATA that are not all zeros."""
+    begun = -1
+    for start in range(0, size, _BLOCK):
+        if data.startswith(_ZEROS if size - start >= _BLOCK else _ZEROS[: size - start], start):
+            if begun >= 0:
+                yield begun, start
+            begun = -1
+        elif begun < 0:
+            begun = start
+    if begun >= 0:
+        yield begun, size
 
 
 def describe(path: str) -> "Dict[str, Any]":
@@ -83,16 +104,32 @@ def describe(path: str) -> "Dict[str, Any]":
 
 
 def measure(path: str) -> "Dict[str, Any]":
-    """As describe(), of what PATH leads to; of a directory `allocated` is the sum of what is in it."""
-    about = describe(os.path.realpath(path))
-    if about["type"] == "dir":
-        for directory, _, names in os.walk(path):
-            about["allocated"] += sum(os.lstat(os.path.join(directory, name)).st_blocks * 512 for name in names)
-    return about
+    """As describe(), of what PATH leads to; of a directory `allocated` is the sum of what is in it.
+
+    `source` is another when something in it has been changed.
+    """
+    path = os.path.realpath(path)
+    about = describe(path)
+    if about["type"] != "dir":
+        return dict(about, source=identity([path]))
+    below = [os.path.join(base, name) for base, _, names in os.walk(path) for name in names if not is_part(name)]
+    about["allocated"] += sum(os.lstat(name).st_blocks * 512 for name in below)
+    return dict(about, source=identity(below))
 
 
-def give(path: str, within: str = "") -> "Iterator[Frame]":
-    """The frames, without the closing X, of what PATH leads to.  Sockets and the like in a directory stay behind."""
+def identity(paths: "Sequence[str]") -> str:
+    """A name for what the files at PATHS hold now."""
+    found = [(path, os.lstat(path)) for path in sorted(paths)]
+    text = repr([(path, about.st_ino, about.st_size, about.st_mtime_ns) for path, about in found])
+    data = text.encode("utf-8", "backslashreplace")
+    return "{:08x}{:08x}".format(zlib.crc32(data), zlib.crc32(data[::-1]))
+
+
+def give(path: str, within: str = "", terms: "Optional[Dict[str, Any]]" = None) -> "Iterator[Frame]":
+    """The frames, without the closing X, of what PATH leads to.  Sockets and the like in a directory stay behind.
+
+    TERMS: as for give_open().
+    """
     if within:
         about = describe(path)
     else:
@@ -106,142 +143,106 @@ def give(path: str, within: str = "") -> "Iterator[Frame]":
         if about["type"] == "dir":
             for name in sorted(os.listdir(path)):
                 if not is_part(name):  # what an interrupted run left
-                    for frame in give(os.path.join(path, name), os.path.join(within, name)):
+                    for frame in give(os.path.join(path, name), os.path.join(within, name), terms):
                         yield frame
         return
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        for frame in give_open(fd, about):
+        for frame in give_open(fd, about, terms):
             yield frame
     finally:
         os.close(fd)
 
 
-def give_open(fd: int, about: "Dict[str, Any]") -> "Iterator[Frame]":
-    """The frames of the open file FD, described by ABOUT (its path within the stream, its mode, ...)."""
+def give_open(fd: int, about: "Dict[str, Any]", terms: "Optional[Dict[str, Any]]" = None) -> "Iterator[Frame]":
+    """The frames of the open file FD, described by ABOUT (its path within the stream, its mode, ...).
+
+    TERMS, which all may be missing: `verify`, how data are checked (blocks.check); `lane`, [which, of how many] if
+    there are several streams, each with its share; `known`, by path within the stream, what the other side has of
+    files already (blocks.describe).
+    """
+    wanted = terms or {}
     before = os.fstat(fd)
-    yield b"O", 0, json.dumps(dict(about, size=before.st_size, mtime=before.st_mtime_ns)).encode()
-    crc = 0
-    for offset, block in data(fd, before.st_size):
-        crc = zlib.crc32(block, crc)
-        yield b"D", offset, block
+    verify = wanted.get("verify", "crc32")
+    about = dict(about, size=before.st_size, mtime=before.st_mtime_ns, verify=verify)
+    yield b"O", 0, json.dumps(about).encode()
+    described = wanted.get("known", {}).get(about["path"])
+    known = blocks.Known(described) if described else None
+    checks = Checks(verify)
+    for kind, offset, payload in _content(fd, before.st_size, known, wanted.get("lane") or (0, 1)):
+        if kind == b"D":
+            checks.add(payload)
+        if kind != b"V":
+            yield kind, offset, payload
+        if kind == b"V" or checks.are_many:
+            yield b"V", 0, checks.take()
     after = os.fstat(fd)
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         name = os.readlink("/proc/self/fd/{}".format(fd))
         raise MadrigalError("{} was changed while it was copied; try again when nobody uses it".format(name))
-    yield b"C", 0, struct.pack(">I", crc)
+    yield b"C", 0, checks.take()
 
 
-class Receiver:
-    """Writes the frames of one object below a part; with STAGING, a file into one without a name there."""
+class Checks:
+    """Of data, in their order, until they are taken; how they are made says VERIFY (blocks.check)."""
 
-    def __init__(self, undo: "Undo", directory: str, name: str, tag: str, staging: str = "") -> None:
-        self._new = undo, directory, name, tag
-        self._staging = staging
-        self.part: "Optional[Union[Part, Nameless]]" = None
-        self.about: "Dict[str, Any]" = {}
-        self.bytes = 0
-        self._dirs: "Dict[str, Dict[str, Any]]" = {}
-        self._fd, self._crc = -1, 0
-        self._file: "Dict[str, Any]" = {}
+    def __init__(self, verify: str) -> None:
+        self._check = blocks.check(verify)
+        self._made: "List[bytes]" = []
 
-    def take(self, kind: bytes, offset: int, payload: bytes) -> None:
-        if kind == b"D":
-            if self._fd < 0 or (self._file["size"] is not None and offset + len(payload) > self._file["size"]):
-                raise BadImage("the stream has data outside of a file")
-            if self._file.get("checked", True):
-                self._crc = zlib.crc32(payload, self._crc)
-            view = memoryview(payload)
-            while view:
-                written = os.pwrite(self._fd, view, offset)
-                view, offset = view[written:], offset + written
-            self.bytes += len(payload)
-        elif kind == b"O":
-            self._open(json.loads(payload.decode()))
-        elif kind == b"C":
-            self._complete(struct.unpack(">I", payload)[0], offset)
-        elif kind == b"E":
-            name, text = json.loads(payload.decode())
-            raise BY_NAME.get(name, MadrigalError)(text)
+    def add(self, data: "Payload") -> None:
+        self._made.append(self._check(data))
 
-    def _open(self, about: "Dict[str, Any]") -> None:
-        path = about["path"]
-        if self._fd >= 0 or (not path and self.part):
-            raise BadImage("the stream has '{}' before the file or directory before it was complete".format(path))
-        if not path:
-            self.about = about
-            self._check_space(about["allocated"])
-            if self._staging and about["type"] == "file":
-                self.part = Nameless(self._new[0], self._staging)
+    @property
+    def are_many(self) -> bool:
+        """Whether it is time for a frame with them."""
+        return len(self._made) >= _SEVERAL
+
+    def take(self) -> bytes:
+        made, self._made = b"".join(self._made), []
+        return made
+
+
+def _content(fd: int, size: int, known: "Optional[blocks.Known]", lane: "Sequence[int]") -> "Iterator[Frame]":
+    """The D frames, and Z where the other side has something, of a file; V when there are none for long."""
+    reader, said = blocks.Reader(fd), time.monotonic()
+    for start, end, is_bare in _ranges(size, known, lane, reader):
+        if time.monotonic() - said > _SILENCE:
+            yield b"V", 0, b""
+            said = time.monotonic()
+        reached = start
+        for offset, length in extents(fd, start, end):
+            data = reader.read(offset, length)
+            if len(data) < length:
+                raise BadImage("a file became shorter while it was read; try again when nobody changes it")
+            for first, last in not_zero(reader.buffer, length):
+                if not is_bare and offset + first > reached:
+                    yield b"Z", reached, LENGTH.pack(offset + first - reached)
+                yield b"D", offset + first, data[first:last]
+                reached = offset + last
+        if not is_bare and reached < end:
+            yield b"Z", reached, LENGTH.pack(end - reached)
+
+
+def _ranges(
+    size: int, known: "Optional[blocks.Known]", lane: "Sequence[int]", reader: blocks.Reader
+) -> "Iterator[Tuple[int, int, bool]]":
+    """(start, end, whether the other side has nothing there) of what a lane has to bring of SIZE bytes."""
+    number, lanes = lane
+    stripe = max(STRIPE, known.block if known else 0) if lanes > 1 else max(size, 1)
+    for start in range(number * stripe, size, lanes * stripe):
+        end = min(start + stripe, size)
+        if not known:
+            yield start, end, True
+            continue
+        while start < end:
+            stop = start
+            while stop < end and not known.has(stop // known.block):
+                stop += known.block
+            if stop > start:
+                yield start, min(stop, end), True
             else:
-                self.part = Part(*self._new, is_dir=about["type"] == "dir")
-            if about["type"] == "dir":
-                self._dirs[""] = about
-            elif about["type"] == "file":
-                self._fd, self._file, self._crc = self.part.fd, about, 0
-            else:
-                raise BadImage("{} is neither a file nor a directory".format(self._new[2]))
-            return
-        # Only below directories that this run has made: the other side must not lead us anywhere else.
-        parent, name = os.path.split(path)
-        if self.part is None or parent not in self._dirs or name in ("", ".", ".."):
-            raise BadImage("the stream has the unexpected path '{}'".format(path))
-        base = "/proc/self/fd/{}/".format(self.part.fd)
-        if about["type"] == "dir":
-            os.mkdir(base + path, 0o700)
-            self._dirs[path] = about
-        elif about["type"] == "link":
-            os.symlink(about["target"], base + path)
-            _own(base + path, about)
-        else:
-            self._check_space(about["allocated"])
-            self._fd = os.open(base + path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            self._file, self._crc = about, 0
-
-    def _check_space(self, needed: int) -> None:
-        where = self._staging or self._new[1]
-        free = os.statvfs(where)
-        if needed > free.f_bavail * free.f_frsize:
-            raise NoSpace(
-                "{} has {} MiB free, {} MiB are needed".format(
-                    where, free.f_bavail * free.f_frsize >> 20, (needed >> 20) + 1
-                )
-            )
-
-    def _complete(self, crc: int, end: int) -> None:
-        if self._fd < 0:
-            raise BadImage("the stream has the end of a file where there is none")
-        if crc != self._crc:
-            raise DigestMismatch("the data of '{}' was damaged on its way".format(self._file["path"] or self._new[2]))
-        os.ftruncate(self._fd, end if self._file["size"] is None else self._file["size"])
-        if self._file["path"]:
-            _own(self._fd, self._file)
-            os.fchmod(self._fd, self._file["mode"])
-            os.utime(self._fd, ns=(self._file["mtime"], self._file["mtime"]))
-            os.fsync(self._fd)
-            os.close(self._fd)
-        self._fd = -1
-
-    def finish(self) -> "Union[Part, Nameless]":
-        """The whole part, not yet published; a directory has its permissions but for itself."""
-        if self.part is None or self._fd >= 0:
-            raise BadImage("the stream ended before the file was complete")
-        if self.part.is_dir:
-            base = "/proc/self/fd/{}/".format(self.part.fd)
-            for path in sorted(self._dirs, reverse=True):
-                about = self._dirs[path]
-                _own(base + path, about)
-                if path:
-                    os.chmod(base + path, about["mode"])
-                os.utime(base + path, ns=(about["mtime"], about["mtime"]))
-        return self.part
-
-
-def _own(where: "Any", about: "Dict[str, Any]") -> None:
-    # A hypervisor may have given a disk to its own user; only root can keep that, and not on every NFS.
-    if os.geteuid() != 0:
-        return
-    try:
-        os.chown(where, about["owner"][0], about["owner"][1], follow_symlinks=isinstance(where, int))
-    except OSError:
-        pass
+                is_same = known.is_same(start // known.block, reader, min(known.block, end - start))
+                stop = start + known.block
+                yield start, start if is_same else min(stop, end), False
+            start = stop

@@ -8,6 +8,9 @@ if TYPE_CHECKING:
 class Undo:
     """A stack of steps back.  Only what this run creates is registered, so only that is ever removed."""
 
+    is_interrupted = False
+    """Whether the failure is one after which another run can go on."""
+
     def __init__(self) -> None:
         self._steps: "List[Tuple[Callable[..., Any], Tuple[Any, ...]]]" = []
 

@@ -14,13 +14,13 @@ import signal
 import sys
 import time
 
-from madrigal.errors import Deleted, HostUnreachable, MadrigalError, explain
+from madrigal.errors import BadImage, Deleted, HostUnreachable, MadrigalError, explain
 from madrigal.onhost import stream
 from madrigal.onhost.session import Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, BinaryIO, Dict, Iterator, List
+    from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Union
 
     from madrigal.onhost.stream import Frame
 
@@ -45,11 +45,12 @@ def main(marker: str, timeouts: "Dict[str, float]", umask: int) -> None:
         while _serve(session, inp):
             pass
     except _Told:
+        _fail(session)
         _answer({"error": [Deleted.__name__, "the action was ended because its object is being deleted", []]})
     except BrokenPipeError:
         pass
     finally:
-        _fail(session)  # nothing to take back after `done`
+        _fail(session, HostUnreachable("the front-end is gone"))  # nothing to take back after `done`
     os._exit(0)
 
 
@@ -60,7 +61,7 @@ def _serve(session: Session, inp: "BinaryIO") -> bool:
         return False
     method, arguments = json.loads(line.decode())
     try:
-        if method == "receive":
+        if method in ("receive", "lane"):
             arguments["frames"] = _frames(inp)
         result = getattr(session, method)(**arguments)
         if method == "send":
@@ -75,45 +76,55 @@ def _serve(session: Session, inp: "BinaryIO") -> bool:
 
 
 def _refuse(session: Session, error: MadrigalError) -> bool:
-    _answer({"error": [type(error).__name__, str(error), _fail(session)]})
+    _answer({"error": [type(error).__name__, str(error), _fail(session, error)]})
     return False
 
 
-def _fail(session: Session) -> "List[str]":
+def _fail(session: Session, error: "Optional[Exception]" = None) -> "List[str]":
     _ignore_signals()  # a delete must not leave behind what it interrupts us in taking back
-    return session.fail()
+    return session.fail(error)
 
 
 def _answer(answer: "Dict[str, Any]") -> None:
     _write(json.dumps(answer).encode() + b"\n")
 
 
-def _write(data: bytes) -> None:
+def _write(data: "Union[bytes, memoryview]") -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(1, view) :]
 
 
 def _frames(inp: "BinaryIO") -> "Iterator[Frame]":
+    header, payload = memoryview(bytearray(stream.HEADER.size)), memoryview(bytearray(stream.CHUNK))
     while True:
-        kind, offset, length = stream.HEADER.unpack(_exactly(inp, stream.HEADER.size))
+        _read(inp, header)
+        kind, offset, length = stream.HEADER.unpack(header)
         if kind == b"X":
             return
-        yield kind, offset, _exactly(inp, length)
+        if length > stream.CHUNK:
+            raise BadImage("the stream has a frame that is too large")
+        _read(inp, payload[:length])
+        yield kind, offset, payload[:length]
 
 
-def _exactly(inp: "BinaryIO", length: int) -> bytes:
-    data = inp.read(length)
-    if len(data) < length:
-        raise HostUnreachable("the connection broke in the middle of the data")
-    return data
+def _read(inp: "BinaryIO", view: memoryview) -> None:
+    while view:
+        count = inp.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            raise HostUnreachable("the connection broke in the middle of the data")
+        view = view[count:]
 
 
 def _write_frames(frames: "Iterator[Frame]") -> None:
     try:
         for kind, offset, payload in frames:
-            _write(stream.HEADER.pack(kind, offset, len(payload)))
-            _write(payload)
+            header = stream.HEADER.pack(kind, offset, len(payload))
+            sent = os.writev(1, [header, payload])
+            if sent < len(header):
+                _write(header[sent:])
+                sent = len(header)
+            _write(payload[sent - len(header) :])
     except (OSError, MadrigalError) as error:
         known = explain(error) if isinstance(error, OSError) else error
         payload = json.dumps([type(known).__name__, str(known)]).encode()

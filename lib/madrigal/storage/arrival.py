@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import struct
-import zlib
 
 from madrigal import inspector
 from madrigal.onhost import stream
@@ -56,17 +54,19 @@ class Arrival:
             yield from self._of_file(self._source.local_fd)
             return
         about = {"path": "", "type": "file", "size": None, "mode": 0o600, "allocated": 0, "owner": [0, 0]}
-        about["checked"] = checked
-        yield b"O", 0, json.dumps(about).encode()
-        crc, end = 0, 0
+        verify = "crc32" if checked else "none"
+        yield b"O", 0, json.dumps(dict(about, verify=verify)).encode()
+        checks, end = stream.Checks(verify), 0
         for piece in pieces(self._source, decompress=self._decompress, digests=self._digests):
             for start, data in _not_zero(piece):
-                crc = zlib.crc32(data, crc) if checked else 0
+                checks.add(data)
                 self._see(end + start, data)
                 yield b"D", end + start, data
+            if checks.are_many:
+                yield b"V", 0, checks.take()
             end += len(piece)
         self.size = end
-        yield b"C", end, struct.pack(">I", crc)
+        yield b"C", end, checks.take()
 
     def _of_file(self, fd: int) -> Iterator[Frame]:
         rate = self._source.rate if isinstance(self._source, Paced) else None
@@ -85,7 +85,7 @@ class Arrival:
         gap = self.size - self._seen
         return inspector.check_ends(head, (bytes(self._tail) + bytes(min(gap, TAIL)))[-TAIL:], self.size)
 
-    def _see(self, offset: int, data: bytes) -> None:
+    def _see(self, offset: int, data: bytes | memoryview) -> None:
         if offset < HEAD:
             self._head += bytes(offset - len(self._head))
             self._head += data[: HEAD - offset]

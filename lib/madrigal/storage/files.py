@@ -100,8 +100,9 @@ class Store:
         driver: str,
         rate: int | None,
     ) -> Stored:
-        from madrigal import inspector, transfer
+        from madrigal import inspector
         from madrigal.storage.arrival import Arrival
+        from madrigal.transfer import carry
 
         arrival = Arrival(source, decompress, digests)
         if not self._session.name and arrival.is_plain and not rate:
@@ -113,7 +114,7 @@ class Store:
             finally:
                 os.close(fd)
         else:
-            if source.size is None or source.size >= transfer.BULK:
+            if source.size is None or source.size >= carry.BULK:
                 self._begin_again(path)
             there = bool(self._session.name)
             self._session.receive(arrival.frames(there), path=path, staging=self._staging if there else "")
@@ -144,10 +145,10 @@ class Store:
         return wanted
 
     def _receive(self, original: str, format: str, path: str, wanted: str, given: AnySession) -> None:
-        from madrigal import transfer
+        from madrigal.transfer import carry
 
         state = {"format": format, "snapshot": -1, "image": "", "hold": original}
-        if given.call("weigh", path=original, state=state) >= transfer.BULK:
+        if given.call("weigh", path=original, state=state)["allocated"] >= carry.BULK:
             self._begin_again(path)
             given.reopen()
         self._session.receive(

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import time
 
-from madrigal.errors import NotFound
+from madrigal.errors import DigestMismatch, NotFound
 from madrigal.host import Host
 from madrigal.location import Location
 from madrigal.messages import log
+from madrigal.transfer import carry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     AnySession = LocalSession | RemoteSession
     Size = tuple[str, int]
     State = dict[str, Any]  # onhost/layout.py
+    Weight = dict[str, Any]  # Session.weigh
     Work = Callable[[AnySession], str | None]
-    WorkOfTwo = Callable[[AnySession, AnySession], str]
-    Weight = Callable[[AnySession, AnySession], int | None]
+    WorkOfTwo = Callable[[AnySession, AnySession, Weight], str]
+    Look = Callable[[AnySession, AnySession], Weight | None]
 
-BULK = 128 << 20
-"""Bytes from which on a connection of its own, which takes 0.3 s, is faster than sharing the kept one."""
+_ATTEMPTS = 3
 
 _AS_IT_IS = {"format": "raw", "snapshot": -1, "image": ""}
 
@@ -81,12 +82,12 @@ def copy(
         end(session)
         return _way(session, 1)
 
-    def there(origin: AnySession, session: AnySession) -> str:
+    def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         begin(session)
-        frames = origin.send(path, state=given)
-        count = session.receive(frames, path=disk.path, **wanted)
+        send = {"path": path, "state": given}
+        way = carry.stream(origin, session, send, {"path": disk.path, **wanted}, weight)
         end(session)
-        return _streamed(count)
+        return way
 
     _carry("copied", source, disk, _weight(path, given), here, there, source if near else None)
 
@@ -114,11 +115,12 @@ def copy_whole(
         _mark(session, disk.dir, monitor)
         return _way(session, 1)
 
-    def there(origin: AnySession, session: AnySession) -> str:
+    def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         begin(session)
-        count = session.receive(origin.send(path, state=given, whole=True), path=disk.path, **wanted)
+        send = {"path": path, "state": given, "whole": True}
+        way = carry.stream(origin, session, send, {"path": disk.path, **wanted}, weight)
         _mark(session, disk.dir, monitor)
-        return _streamed(count)
+        return way
 
     _carry("copied", image, disk, _weight(path, given, whole=True), here, there, image if near else None)
 
@@ -134,19 +136,19 @@ def save(disk: Location, image: Location, state: State, near: bool = False) -> N
         session.tell("copy", source=disk.path, path=path, state=given)
         return _way(session, 2)
 
-    def there(origin: AnySession, session: AnySession) -> str:
+    def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         origin.tell("hold", path=disk.dir)
         session.tell("hold", path=path)
-        return _streamed(session.receive(origin.send(disk.path, state=given), path=path))
+        return carry.stream(origin, session, {"path": disk.path, "state": given}, {"path": path}, weight)
 
     _carry("copied", disk, image, _weight(disk.path, given), here, there, image if near else None)
 
 
-def _weight(path: str, state: State | None, whole: bool = False) -> Weight:
+def _weight(path: str, state: State | None, whole: bool = False) -> Look:
     """Asks where the source is for its bytes."""
     if state is None:
-        return lambda origin, _: int(origin.call("measure", path=path)["allocated"])
-    return lambda origin, _: int(origin.call("weigh", path=path, state=state, whole=whole))
+        return lambda origin, _: _dict(origin.call("measure", path=path))
+    return lambda origin, _: _dict(origin.call("weigh", path=path, state=state, whole=whole))
 
 
 def copy_open(fd: int, disk: Location, size: Size | None = None, second_name: str = "") -> None:
@@ -155,7 +157,7 @@ def copy_open(fd: int, disk: Location, size: Size | None = None, second_name: st
 
     allocated = os.fstat(fd).st_blocks * 512
     about = {"path": "", "type": "file", "mode": 0o600, "allocated": allocated, "owner": [0, 0]}
-    with Host(disk.host).session(allocated >= BULK) as session:
+    with Host(disk.host).session(allocated >= carry.BULK) as session:
         session.tell("hold", path=disk.dir, make="all")
         session.receive(stream.give_open(fd, about), path=disk.path, grow=list(size) if size else None)
         if second_name:
@@ -179,7 +181,7 @@ def move(source: Location, target: Location, monitor: str | None = None) -> None
             _mark(session, target.path, monitor)
     else:
 
-        def look(given: AnySession, session: AnySession) -> int | None:
+        def look(given: AnySession, session: AnySession) -> Weight | None:
             probe = os.urandom(8).hex()
             offered = given.call("offer", path=source.path, probe=probe)
             if offered is None:
@@ -191,7 +193,7 @@ def move(source: Location, target: Location, monitor: str | None = None) -> None
             seen = session.call("see", paths=[target.path, source.path], probe=probe)
             given.tell("hide", path=source.path, probe=probe)
             if not seen:
-                return int(offered["allocated"])
+                return dict(offered)
             if seen == target.path:
                 log(f"{source} and {target} are one place, nothing to move")
                 return None
@@ -200,14 +202,15 @@ def move(source: Location, target: Location, monitor: str | None = None) -> None
             log(f"moved {source} to {target} ({way}, on storage that both machines share)")
             return None
 
-        def work(given: AnySession, session: AnySession) -> str:
+        def work(given: AnySession, session: AnySession, weight: Weight) -> str:
             given.tell("hold", path=source.path)
             session.tell("hold", path=target.path, make="parents")
-            count = session.receive(given.send(source.path), path=target.path, keep_mode=True)
+            receive = {"path": target.path, "keep_mode": True}
+            way = carry.stream(given, session, {"path": source.path}, receive, weight)
             _mark(session, target.path, monitor)
             session.done()  # before the source goes: from here on TARGET is what counts, whatever happens to us
             given.tell("drop", path=source.path)
-            return _streamed(count)
+            return way
 
         way = _between(origin, host, look, work)
     if way:
@@ -224,7 +227,7 @@ def bring_back(disk: Location, image: Location, state: State | None = None, near
     path, given = image.checked().path, state or _AS_IT_IS
     settle = {"chain": False, "fresh": False}
 
-    def weight(origin: AnySession, session: AnySession) -> int | None:
+    def look(origin: AnySession, session: AnySession) -> Weight | None:
         return _to_move(origin, session, disk, image, given)
 
     def leave(session: AnySession) -> None:
@@ -232,7 +235,7 @@ def bring_back(disk: Location, image: Location, state: State | None = None, near
         session.tell("drop", path=disk.path + ".snap")
 
     def here(session: AnySession) -> str | None:
-        if weight(session, session) is None:
+        if look(session, session) is None:
             return None
         session.tell("hold", path=path)
         arguments = {"source": disk.path, "path": path, "state": given, "settle": settle, "is_going": True}
@@ -242,20 +245,22 @@ def bring_back(disk: Location, image: Location, state: State | None = None, near
         leave(session)
         return _way(session, 1)
 
-    def there(origin: AnySession, session: AnySession) -> str:
+    def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         origin.tell("hold", path=disk.dir)
         session.tell("hold", path=path)
-        count = session.receive(origin.send(disk.path, state=given, whole=True), path=path, settle=settle)
+        send = {"path": disk.path, "state": given, "whole": True}
+        old = {"path": path, "allocated": weight["allocated"] // 4, "within": "disk"}
+        way = carry.stream(origin, session, send, {"path": path, "settle": settle}, weight, old)
         session.tell("drop", path=path + ".md5sum")
         session.done()  # the image is safe before the disk goes
         leave(origin)
-        return _streamed(count)
+        return way
 
-    _carry("moved", disk, image, weight, here, there, image if near else None)
+    _carry("moved", disk, image, look, here, there, image if near else None)
 
 
-def _to_move(given: AnySession, session: AnySession, disk: Location, image: Location, state: State) -> int | None:
-    """The bytes of DISK on the machine of GIVEN, None if it is IMAGE on that of SESSION already."""
+def _to_move(given: AnySession, session: AnySession, disk: Location, image: Location, state: State) -> Weight | None:
+    """The weight of DISK on the machine of GIVEN, None if it is IMAGE on that of SESSION already."""
     found = given.call("give_back", path=disk.path, target=image.path, state=state)
     if not found["there"] and session.call("exists", path=image.path):
         # The last line of a shutdown removes the VM directory; then the whole script may be run again.
@@ -264,13 +269,13 @@ def _to_move(given: AnySession, session: AnySession, disk: Location, image: Loca
     if found["moved"]:
         given.tell("drop", path=disk.path + ".snap")  # which a run was killed in removing
         return None
-    if found["allocated"] is None:
+    if found["weight"] is None:
         raise NotFound(f"{disk} does not exist, and nothing says that it was moved to {image}")
-    return int(found["allocated"])
+    return dict(found["weight"])
 
 
 def _carry(
-    verb: str, source: Location, target: Location, weight: Weight, here: Work, there: WorkOfTwo, near: Location | None
+    verb: str, source: Location, target: Location, weight: Look, here: Work, there: WorkOfTwo, near: Location | None
 ) -> None:
     """Do THERE, with sessions on the machines of SOURCE and TARGET, or HERE, on the one that sees both.
 
@@ -284,7 +289,7 @@ def _carry(
             way = here(session)
     else:
 
-        def look(given: AnySession, session: AnySession) -> int | None:
+        def look(given: AnySession, session: AnySession) -> Weight | None:
             nonlocal way
             if near is not None:
                 owner, other = (given, session) if near == source else (session, given)
@@ -318,8 +323,8 @@ def _way(session: AnySession, number: int) -> str:
     return str(session.done()[number]["way"])
 
 
-def _streamed(count: int) -> str:
-    return f"{count} bytes streamed"
+def _dict(weight: Any) -> Weight:
+    return dict(weight)
 
 
 def _same(one: Host, other: Host) -> bool:
@@ -329,18 +334,25 @@ def _same(one: Host, other: Host) -> bool:
 def _between(
     origin: Host,
     host: Host,
-    look: Callable[[AnySession, AnySession], int | None],
-    work: Callable[[AnySession, AnySession], str],
+    look: Look,
+    work: WorkOfTwo,
 ) -> str | None:
-    """WORK(session on ORIGIN, session on HOST) if LOOK, given the same, finds so many bytes to move and not None.
+    """WORK(session on ORIGIN, session on HOST, weight) if LOOK, given the same, finds a weight to move and not None.
 
-    Many bytes get connections of their own.
+    Much weight gets connections of its own.  What was damaged on its way is sent again.
     """
-    with origin.session() as given, host.session() as session:
-        allocated = look(given, session)
-        if allocated is None:
-            return None
-        if allocated < BULK:
-            return work(given, session)
-    with origin.session(bulk=True) as given, host.session(bulk=True) as session:
-        return work(given, session)
+    for attempt in range(_ATTEMPTS):
+        try:
+            with origin.session() as given, host.session() as session:
+                weight = look(given, session)
+                if weight is None:
+                    return None
+                if weight["allocated"] < carry.BULK:
+                    return work(given, session, weight)
+            with origin.session(bulk=True) as given, host.session(bulk=True) as session:
+                return work(given, session, weight)
+        except DigestMismatch as error:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            log(f"{error}; trying again", "WARN")
+    raise AssertionError("not reached")

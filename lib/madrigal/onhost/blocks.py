@@ -1,0 +1,126 @@
+"""Digests: of what a stream carries, and of a file block by block, so that two sides find what both have."""
+
+import base64
+import io
+import os
+import zlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Union
+
+    Payload = Union[bytes, memoryview]
+
+SIZE = 16
+"""The bytes of a block's digest."""
+
+_BLOCK = 1 << 20
+_MOST = 1 << 18  # blocks of a file; of a larger one they are larger, so that no list of digests grows beyond 4 MiB
+_NOTHING = bytes(SIZE)  # in the place of a digest: a hole
+
+
+def strong() -> str:
+    """The digest that is fast here, and that nobody can find another block for."""
+    # 1.7 GB/s with the instructions for it, 0.4 without; BLAKE2b has 0.8 anywhere
+    try:
+        with open("/proc/cpuinfo") as file:
+            return "sha256" if any(line.startswith("flags") and " sha_ni " in line for line in file) else "blake2b"
+    except OSError:
+        return "blake2b"
+
+
+def check(kind: str) -> "Callable[[Payload], bytes]":
+    """The function that makes the check of a frame's data; KIND: none, crc32, sha256 or blake2b."""
+    if kind == "none":
+        return lambda data: b""
+    if kind == "crc32":
+        return lambda data: zlib.crc32(data).to_bytes(4, "big")
+    return lambda data: _new(kind, data).digest()[:SIZE]
+
+
+def _new(kind: str, data: "Payload" = b"") -> "Any":
+    import hashlib  # here, because most streams are checked without it
+
+    return hashlib.blake2b(data, digest_size=SIZE) if kind == "blake2b" else hashlib.new(kind, data)
+
+
+def describe(fd: int, waiting: "Callable[[], None]") -> "Dict[str, Any]":
+    """{"block": bytes of one, "kind": of digest, "digests": of all blocks of the file FD that are no holes, in base64}.
+
+    WAITING is called between blocks and may raise.
+    """
+    from madrigal.onhost import stream
+
+    size, kind, block = os.fstat(fd).st_size, strong(), _BLOCK
+    while size > block * _MOST:
+        block *= 2
+    digests = bytearray(-(-size // block) * SIZE)
+    reader, done = Reader(fd), -1
+    for offset, _ in stream.extents(fd, 0, size):
+        number = offset // block
+        if number > done:
+            waiting()
+            digests[number * SIZE : (number + 1) * SIZE] = reader.digest(
+                kind, number * block, min(block, size - number * block)
+            )
+            done = number
+    return {"block": block, "kind": kind, "digests": base64.b64encode(digests).decode()}
+
+
+def describe_all(top: str, waiting: "Callable[[], None]") -> "Dict[str, Any]":
+    """describe() of the file TOP ("") or of all files in the directory TOP, by path; {} if it is not there."""
+    found = {}
+    paths = [os.path.join(base, name) for base, _, names in os.walk(top) for name in names] or [top]
+    for path in paths:
+        if os.path.isfile(path) and not os.path.islink(path):
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                found["" if path == top else os.path.relpath(path, top)] = describe(fd, waiting)
+            finally:
+                os.close(fd)
+    return found
+
+
+class Known:
+    """What describe() says of a file, or of several on top of one another, to be asked."""
+
+    def __init__(self, described: "Dict[str, Any]") -> None:
+        self.block: int = described["block"]
+        self._kind = described["kind"]
+        self._digests = base64.b64decode(described["digests"])
+
+    def has(self, number: int) -> bool:
+        """Whether there is anything but a hole in block NUMBER."""
+        return self._digests[number * SIZE : (number + 1) * SIZE] not in (_NOTHING, b"")
+
+    def is_same(self, number: int, reader: "Reader", length: int) -> bool:
+        """Whether READER has the same block NUMBER, of LENGTH bytes."""
+        found = reader.digest(self._kind, number * self.block, length)
+        return self._digests[number * SIZE : (number + 1) * SIZE] == found
+
+
+class Reader:
+    """Reads an open file into a buffer, always the same."""
+
+    def __init__(self, fd: int) -> None:
+        self.buffer = bytearray(_BLOCK)
+        self._view = memoryview(self.buffer)
+        self._file = io.FileIO(fd, closefd=False)
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """LENGTH bytes (at most 1 MiB) at OFFSET, fewer at the end of the file; good until the next read."""
+        self._file.seek(offset)
+        done = 0
+        while done < length:
+            count = self._file.readinto(self._view[done:length])
+            if not count:
+                break
+            done += count
+        return self._view[:done]
+
+    def digest(self, kind: str, offset: int, length: int) -> bytes:
+        """Of LENGTH bytes at OFFSET."""
+        made = _new(kind)
+        for start in range(offset, offset + length, _BLOCK):
+            made.update(self.read(start, min(_BLOCK, offset + length - start)))
+        return bytes(made.digest()[:SIZE])
