@@ -376,6 +376,36 @@ def test_only_what_is_not_the_same_comes_back(
     assert (tmp_path / "image").stat().st_blocks * 512 <= len(content) + MIB
 
 
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_what_an_image_had_is_noted_when_it_goes_out(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_changed: bool
+) -> None:
+    """Then it need not be read again when the disk comes back; unless somebody has changed it."""
+    written(tmp_path / "image", 31 * MIB + 12345)
+    image, disk = Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0")
+    transfer.copy_whole(image, disk, RAW)
+    there = hosts.on("host01", datastore) / "17/disk.0"
+    if is_changed:
+        with open(tmp_path / "image", "r+b") as file:
+            file.seek(20 * MIB)
+            file.write(b"somebody else's")
+    with open(there, "r+b") as file:
+        file.seek(9 * MIB)
+        file.write(b"new")
+        file.truncate(34 * MIB)
+        file.seek(33 * MIB)
+        file.write(b"more")
+    content = there.read_bytes()
+    described: list[int] = []
+    describe = blocks.describe
+    monkeypatch.setattr(blocks, "describe", lambda fd, waiting: described.append(fd) or describe(fd, waiting))
+    flow = Flow(monkeypatch, RemoteSession)
+    transfer.bring_back(disk, image, RAW)
+    assert (tmp_path / "image").read_bytes() == content and parts(tmp_path) == []
+    # the blocks around the zeros are not noted: they are not read whole
+    assert bool(described) == is_changed and flow.data < 6 * MIB
+
+
 def test_an_older_copy_that_is_a_small_one_is_not_looked_at(
     hosts: Hosts, datastore: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

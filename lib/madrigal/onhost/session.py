@@ -167,14 +167,16 @@ class Session(Holding):
         """What receive() can make PATH of besides what it is sent: {"files": blocks.describe() by path, "how": text}.
 
         That is a file which is much the same, OLD = {"path", "allocated": bytes it has at least, "within": which one of
-        the stream it is}; or what an interrupted run has left of the same SOURCE.  The caller holds PATH.
+        the stream it is, "noted": where blocks.Notes may have kept its digests}; or what an interrupted run has left of
+        the same SOURCE.  The caller holds PATH.
         """
         from madrigal.onhost import blocks
 
         if old and os.path.isfile(old["path"]) and os.stat(old["path"]).st_blocks * 512 >= old["allocated"]:
             fd = os.open(old["path"], os.O_RDONLY | os.O_CLOEXEC)
             self._basis = old["within"], fd
-            return {"files": {old["within"]: blocks.describe(fd, self._waiting)}, "how": "old"}
+            described = blocks.noted(fd, old["noted"]) or blocks.describe(fd, self._waiting)
+            return {"files": {old["within"]: described}, "how": "old"}
         directory, name = os.path.split(path)
         tag = "stream" + source
         own = part.part_name(name, tag)
