@@ -80,7 +80,7 @@ def copy(
         begin(session)
         session.tell("copy", source=path, path=disk.path, state=given, **wanted)
         end(session)
-        return _way(session, 1)
+        return _way(session)
 
     def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         begin(session)
@@ -113,7 +113,7 @@ def copy_whole(
         begin(session)
         session.tell("copy_whole", source=path, path=disk.path, state=given, **wanted)
         _mark(session, disk.dir, monitor)
-        return _way(session, 1)
+        return _way(session)
 
     def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         begin(session)
@@ -135,7 +135,7 @@ def save(disk: Location, image: Location, state: State, near: bool = False) -> N
         session.tell("hold", path=disk.dir)
         session.tell("hold", path=path)
         session.tell("copy", source=disk.path, path=path, state=given)
-        return _way(session, 2)
+        return _way(session)
 
     def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         origin.tell("hold", path=disk.dir)
@@ -244,7 +244,7 @@ def bring_back(disk: Location, image: Location, state: State | None = None, near
         session.tell("drop", path=path + ".md5sum")
         session.tell("keep")  # the image is safe before the disk goes
         leave(session)
-        return _way(session, 1)
+        return _way(session)
 
     def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         origin.tell("hold", path=disk.dir)
@@ -287,7 +287,7 @@ def _carry(
     origin, host = Host(source.host), Host(target.host)
     way: str | None = None
     if _same(origin, host):
-        with host.session() as session:
+        with carry.session(host) as session:
             way = here(session)
     else:
 
@@ -320,9 +320,9 @@ def _mark(session: AnySession, vm_dir: str, monitor: str | None) -> None:
         session.tell("mark", path=f"{os.path.dirname(vm_dir)}/.monitor", text=monitor)
 
 
-def _way(session: AnySession, number: int) -> str:
-    """How the work went that SESSION was told of, NUMBER things after the last wait; the session is over then."""
-    return str(session.done()[number]["way"])
+def _way(session: AnySession) -> str:
+    """How the work went that SESSION was told of; the session is over then."""
+    return str(next(result["way"] for result in session.done() if isinstance(result, dict) and "way" in result))
 
 
 def _dict(weight: Any) -> Weight:
@@ -345,13 +345,13 @@ def _between(
     """
     for attempt in range(_ATTEMPTS):
         try:
-            with origin.session() as given, host.session() as session:
+            with carry.session(origin) as given, carry.session(host) as session:
                 weight = look(given, session)
                 if weight is None:
                     return None
                 if weight["allocated"] < carry.BULK:
                     return work(given, session, weight)
-            with origin.session(bulk=True) as given, host.session(bulk=True) as session:
+            with carry.session(origin, bulk=True) as given, carry.session(host, bulk=True) as session:
                 return work(given, session, weight)
         except DigestMismatch as error:
             if attempt == _ATTEMPTS - 1:
