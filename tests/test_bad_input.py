@@ -16,7 +16,7 @@ import pytest
 from conftest import PATH, check_stderr, run_action
 from dumps import dump, system_dump, vm_document
 
-from madrigal import datastore, tm
+from madrigal import backup, datastore, tm
 
 LONG = "x" * 300
 
@@ -67,6 +67,16 @@ GOOD = {
     "origin": "fe",
     "host": "fe",
     "dir": "{base}/0/17",
+}
+
+# What an argument of a backup action must not be, by its place in what the usage line shows.  DEPLOY_ID is anything.
+OF_A_VM = [*VM_DIR, "fe:/x/0/17/disk.0", "fe:/x/0/18"]
+BACKUPS = {
+    **dict.fromkeys(
+        (action for action in backup.ACTIONS if action != "restore"),
+        (OF_A_VM, ["", "x", "0:", ":0", "0::1", "-1", "0,1", "0;id", "$(id)", "0\n"], [], NUMBER, NUMBER, NUMBER),
+    ),
+    "restore": (OF_A_VM, NUMBER, NUMBER, ["", "x", "-2", "1.5"], ["", "x", "-2", "all"]),
 }
 
 # What an element of a dump must not be: (path, value), by action; "dump" and "id" are the arguments themselves.
@@ -241,6 +251,33 @@ def test_callers_and_vms_of_migrations(action: str, env: dict[str, str], tmp_pat
             refused(f"tm/{driver}/{action}", [*argv, caller], env, good)
         for bad in (*dumps, *others, dtd, vm_document(17, {})):
             refused(f"tm/{driver}/{action}", argv, env, bad)
+
+
+@pytest.mark.parametrize("action", backup.ACTIONS)
+def test_arguments_of_backups(action: str, env: dict[str, str]) -> None:
+    drivers = ("ssh", "dummy") if action == "restore" else ("ssh",)
+    good = ["fe:/x/0/17", "17", "3", "-1", "0"] if action == "restore" else ["fe:/x/0/17", "0:1", "one", "-", "17", "0"]
+    told = b"" if action == "restore" else vm_document(17, {})
+    shown = backup.ACTIONS[action].partition(" <")[0].split()
+    assert len(BACKUPS[action]) == len(good) == len(shown), "a row for every argument"
+    for driver in drivers:
+        for number, values in enumerate(BACKUPS[action]):
+            for value in values:
+                bad = [*good[:number], value, *good[number + 1 :]]
+                assert "backups are not supported" not in refused(f"tm/{driver}/{action}", bad, env, told), bad
+        for wrong in range(9):
+            if wrong not in (len(good), 5):
+                assert f"usage: {action} HOST:DIR" in refused(f"tm/{driver}/{action}", ["x"] * wrong, env, told)
+
+
+@pytest.mark.parametrize("action", [action for action in backup.ACTIONS if action != "restore"])
+def test_vms_of_backups(action: str, env: dict[str, str]) -> None:
+    good = vm_document(17, {0: {}})
+    dtd = b'<!DOCTYPE VM [<!ENTITY x SYSTEM "file:///etc/passwd">]><VM><ID>17</ID></VM>'
+    others = [vm_document(18, {}), b"<VM><ID>x</ID></VM>", b"<a/>"]
+    for bad in (b"", b"x", good[:40], base64.b64encode(good), dtd, *others):
+        message = refused(f"tm/ssh/{action}", ["fe:/x/0/17", "0", "one", "-", "17", "0"], env, bad)
+        assert "backups are not supported" not in message
 
 
 @pytest.mark.parametrize("action", ["clone", "ln", "mv", "mvds", "cpds"])

@@ -119,6 +119,10 @@ def test_bad_driver_toml_of_a_transfer_driver(old: str, new: str, said: str, tre
 def test_what_only_refuses_is_no_ability() -> None:
     dev = drivers.find(ALL, "tm/dev")
     assert "ln" in dev.actions and not {"resize", "cpds", "snap_create"} & set(dev.actions)
+    for driver in ALL:
+        if driver.kind == "tm":
+            backups = {name for name in driver.actions if "backup" in name or name == "restore"}
+            assert backups == ({"restore"} if driver.name == "dummy" else set()), driver.path
 
 
 def test_sudoers_is_one_that_visudo_takes(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import TREE
 
-from madrigal import tm
+from madrigal import backup, tm
 from madrigal.host.remote import HOST_PART
 
 LIB = TREE / "lib" / "madrigal"
@@ -23,7 +23,7 @@ FLOORS = {
     **dict.fromkeys(("host", "frontend", "author", "running"), 1),
     **dict.fromkeys(("transfer", "disks", "snapshots", "iso", "guard", "inspector", "source", "storage"), 2),
     **dict.fromkeys(("migration", "monitoring"), 2),
-    **dict.fromkeys(("action", "tm", "datastore"), 3),
+    **dict.fromkeys(("action", "tm", "datastore", "backup"), 3),
     **dict.fromkeys(("cli", "embedded", "drivers", "__main__"), 4),
 }
 STANDARD = sys.stdlib_module_names
@@ -139,7 +139,8 @@ def test_every_driver_has_the_actions_of_both_forms() -> None:
         found = {path.name for path in (TREE / "tm" / driver).iterdir()}
         monitoring = {"ssh": {"monitor_ds"}, "local": {"monitor_ds"}, "dev": set()}.get(driver, {"monitor"})
         on_ssh = {f"{action}.ssh" for action in ("clone", "ln", "mv", "mvds", "cpds") if driver in ("shared", "qcow2")}
-        wanted = on_ssh | set(tm.ACTIONS) - of_system | monitoring | {"driver.toml"}
+        backups = {"dummy": {"restore"}, "dev": set()}.get(driver, set(backup.ACTIONS))
+        wanted = on_ssh | set(tm.ACTIONS) - of_system | monitoring | backups | {"driver.toml"}
         assert found == wanted, driver
     datastore = {"cp", "mkfs", "rm", "clone", "stat", "monitor", "export"}
     datastore |= {"snap_delete", "snap_revert", "snap_flatten"}

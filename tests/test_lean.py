@@ -68,7 +68,7 @@ def check(found: set[str], *allowed: list[str]) -> None:
 OLD = ["clone", "ln", "mv", "mvds", "cpds", "context", "mkimage", "mkswap", "delete"]
 
 
-@pytest.mark.parametrize("action", [*OLD, "resize", "premigrate", "postmigrate", "failmigrate"])
+@pytest.mark.parametrize("action", [*OLD, "resize", "premigrate", "postmigrate", "failmigrate", "prebackup", "restore"])
 def test_help_of_tm(action: str) -> None:
     check(loaded({}, f"tm/ssh/{action}", "--help"))
 

@@ -140,13 +140,22 @@ class VM:
     def warn_of_replica(self, disk: Location) -> None:
         """Say in the log if the system datastore of DISK has REPLICA_HOST, which changes nothing here."""
         ds_id = os.path.basename(os.path.dirname(disk.dir))
-        if not self.is_current or disk.disk_id is None or not ds_id.isdigit():
+        if ds_id.isdigit():
+            self._warn_of("REPLICA_HOST", int(ds_id), disk)
+
+    def warn_of_cache(self, disk: Location) -> None:
+        """Say in the log if the image datastore of DISK has CACHE_ENABLE, which changes nothing here."""
+        if self.ds_id is not None:
+            self._warn_of("CACHE_ENABLE", self.ds_id, disk)
+
+    def _warn_of(self, attribute: str, ds_id: int, disk: Location) -> None:
+        if not self.is_current or disk.disk_id is None:
             return
         from madrigal import frontend
 
         with contextlib.suppress(MadrigalError):  # without an answer the disk can be had all the same
-            if frontend.datastore(int(ds_id)).attribute("REPLICA_HOST"):
-                text = "REPLICA_HOST is not supported by this driver yet; images are copied directly"
+            if frontend.datastore(ds_id).attribute(attribute).lower() not in ("", "no"):
+                text = f"{attribute} is not supported by this driver yet; images are copied directly"
                 messages.log(text, "WARN")
 
     @property
@@ -306,7 +315,7 @@ def parse(name: str, argv: list[str]) -> dict[str, Any]:
     for word, text in zip(words, argv, strict=False):  # behind them only the size of 3.4's documentation
         if word in ("size", "snapshot"):
             # -1 is the current state, which can be saved but is no snapshot
-            given[word] = _number(text, word, 1 if word == "size" else -1 if name == "cpds" else 0)
+            given[word] = number(text, word, 1 if word == "size" else -1 if name == "cpds" else 0)
         elif word == "format":
             given[word] = text
         else:
@@ -358,17 +367,18 @@ def _form(name: str, argv: list[str]) -> str:
 
 
 def _ids(vm_id: str, ds_id: str) -> tuple[int, int]:
-    return _number(vm_id, "VMID"), _number(ds_id, "DSID")
+    return number(vm_id, "VMID"), number(ds_id, "DSID")
 
 
-def _number(text: str, what: str, least: int = 0) -> int:
+def number(text: str, what: str, least: int = 0) -> int:
+    """The number that the argument WHAT is; raises UsageError if it is none, or less than LEAST."""
     try:
-        number = int(text)
+        value = int(text)
     except ValueError:
-        number = least - 1
-    if not least <= number <= MOST or not text.lstrip("-").isdigit():
+        value = least - 1
+    if not least <= value <= MOST or not text.lstrip("-").isdigit():
         raise UsageError(f"{what} is '{text[:40]}', expected a whole number from {least} to {MOST}")
-    return number
+    return value
 
 
 def _check(word: str, place: Location, vm: VM) -> None:

@@ -196,7 +196,7 @@ def _actions(directory: str) -> tuple[str, ...]:
     return tuple(
         name
         for name, path in paths.items()
-        if os.access(path, os.X_OK) and os.path.basename(os.path.realpath(path)) != "unsupported"
+        if os.access(path, os.X_OK) and not os.path.basename(os.path.realpath(path)).startswith("unsupported")
     )
 
 
