@@ -467,8 +467,8 @@ class Cloud:
         self.domain = Domain(lab, "one-17", f"qcow2={self.path}/disk.0", f"raw={self.path}/disk.1")
         self.domain.write(0, 1)
 
-    def on_host(self, *words: str) -> None:
-        self.lab.hosts.run(HOST, ["qemu-img", *words])
+    def on_host(self, *words: str) -> bytes:
+        return self.lab.hosts.run(HOST, ["qemu-img", *words])
 
     def start(self, asked: dict[str, str], action: str, *arguments: str) -> subprocess.Popen[bytes]:
         return start_action(action, *arguments, "17", "0", env={**self.lab.hosts.env, **asked})
@@ -642,6 +642,37 @@ def test_snapshots_of_a_running_disk_come_and_go(cloud: Cloud) -> None:
     cloud.ok(DELETING, "tm/shared/snap_delete", cloud.disk(), "0")
     assert cloud.domain.files() == [4, -1] and cloud.blocks("disk.0") == [1, 2, 3, 4, 5]
     assert cloud.left() == ["disk.0", "disk.0.snap", "disk.0.snap/4", "disk.0.snap/disk.0.snap", "disk.1"]
+
+
+def test_files_that_name_one_another_by_number(cloud: Cloud) -> None:
+    """On hosts' own storage; the hypervisor is given what the disk leads to, from where alone the names lead on."""
+    cloud.lab.virsh("destroy", "one-17")
+    snap, disks = cloud.vm / "disk.0.snap", f"raw={cloud.path}/disk.1"
+    (snap / "disk.0.snap").unlink()
+    (snap / "0").unlink()
+    cloud.on_host("create", "-q", "-f", "qcow2", f"{cloud.path}/disk.0.snap/0", "64M")
+    cloud.domain = Domain(cloud.lab, "one-17", f"qcow2={cloud.path}/disk.0.snap/0", disks)
+    cloud.domain.write(0, 1)
+    for number in range(4):
+        cloud.ok(MAKING, "tm/local/snap_create_live", cloud.disk(), str(number))
+        cloud.domain.write(number + 1, number + 2)
+    assert not (snap / "disk.0.snap").exists()
+    for snapshot, left in ((3, [4, 2, 1, 0]), (1, [4, 1, 0]), (0, [4, 0])):
+        for _ in range(2):
+            cloud.ok(DELETING, "tm/local/snap_delete", cloud.disk(), str(snapshot))
+        assert cloud.domain.files() == left
+        for file, below in itertools.zip_longest(left, left[1:]):
+            about = json.loads(cloud.on_host("info", "-U", "--output=json", f"{cloud.path}/disk.0.snap/{file}"))
+            assert about.get("backing-filename") == (None if below is None else str(below))
+        assert cloud.blocks(os.readlink(cloud.vm / "disk.0")) == [1, 2, 3, 4, 5]
+    image = f"{cloud.lab.hosts.datastores}/1/saved"
+    cloud.ok(SAVING, "tm/shared/cpds", cloud.disk(), image, "2")
+    assert blocks(cloud.lab.hosts.on(HOST, image), 5) == [1, 2, 3, 0, 0]
+    cloud.lab.virsh("destroy", "one-17")
+    cloud.domain = Domain(cloud.lab, "one-17", f"qcow2={cloud.path}/{os.readlink(cloud.vm / 'disk.0')}", disks)
+    cloud.ok(MAKING, "tm/local/snap_create_live", cloud.disk(), "4")
+    assert cloud.domain.files() == [5, 4, 0]
+    assert cloud.blocks("disk.0.snap/5") == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("driver", ["ssh", "shared"])

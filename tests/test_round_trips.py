@@ -91,7 +91,7 @@ def test_round_trips(
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", tmp_path / "qcow2", "1M"], check=True)
     qcow2 = Location("", str(tmp_path / "qcow2"))
     assert of(disks.overlay, qcow2, two, 0) == {"host01": 2}  # which has no datastores of its own there
-    assert of(transfer.copy, qcow2, two, state={**state, "format": "qcow2"}, chain=True) == {"host01": 2}
+    assert of(transfer.copy, qcow2, two, state={**state, "format": "qcow2"}, chain="number") == {"host01": 2}
     assert of(disks.link, Location("", one.path), two, relative=False) == {"host01": 2}
     assert of(transfer.copy, Location("host01", one.path), two) == {"host01": 2}
     assert of(transfer.move, vm, Location("host01", f"{datastore}/18")) == {"host01": 2}

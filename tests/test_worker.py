@@ -113,7 +113,7 @@ def test_worker_moves_and_removes(session: RemoteSession, tmp_path: Path) -> Non
         state = {"format": "raw", "snapshot": -1, "image": ""}
         disk, image = str(other / "disk.0"), str(tmp_path / "images/x")
         assert session.call("give_back", path=disk, target="/x", state=state)["weight"] is not None
-        settle = {"chain": False, "fresh": False}
+        settle = {"chain": "", "fresh": False}
         session.tell("copy_whole", source=disk, path=image, state=state, settle=settle, is_going=True)
         session.tell("tidy", path=str(vm))
     assert (tmp_path / "images/x").read_bytes() == b"disk"

@@ -5,9 +5,12 @@ link to its top:
 
     disk.0 -> disk.0.snap/1
     disk.0.snap/0              whole, or on top of an image elsewhere
-    disk.0.snap/1              on top of `disk.0.snap/0`
-    disk.0.snap/disk.0.snap -> .   so that this name leads there from within the directory too
+    disk.0.snap/1              on top of `disk.0.snap/0`, or `0`
+    disk.0.snap/disk.0.snap -> .   so that the first of these names leads there from within the directory too
     disk.0.snap/0.current      the path of the file that has become snapshot 0, of which the last part counts
+
+Which of the names stands in the files is the NAMES of a chain: "path", or "number", and then there is no such link, for
+the stock tm/local does not bring it along, and files that need it are lost then.
 
 An image with snapshots is the same under its own name; or it is a file, `.snap/0` a link to it, and the highest number
 the top.  docs/contract.md, "Disks and their images" and "Snapshots of disks".
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"(0|[1-9][0-9]*)\Z")
 _CURRENT = re.compile(r"[0-9]+\.current\Z")
+_HERE = "snap/snap"
 
 
 class Place:
@@ -77,6 +81,8 @@ class Place:
     def contents(self) -> "List[Tuple[str, str, str]]":
         """(type, name, path or target) of what makes it up: `disk`, or a link to `snap/N`; `snap` and what is in it.
 
+        In `snap` a link `snap` to itself if the names in its files are paths.
+
         Raises BadImage if a file of it lies on one elsewhere.
         """
         found = []
@@ -87,6 +93,8 @@ class Place:
             if self.chain and os.path.isfile(self.top) and image.is_overlay(self.top):
                 raise BadImage("{} lies on another file, which does not go with it".format(self.top))
             return found + [("file", "disk", self.top)]
+        if self.chain.traversal:
+            found.append(("link", _HERE, "."))
         for number, file in self.chain.files.items():
             if file.problem:
                 raise BadImage(file.problem)
@@ -158,11 +166,12 @@ class Layout:
         """Write the disk of the qcow2 image TOP, and of what it lies on, into MADE."""
         image.convert(top, "qcow2", made.path, "qcow2", *self._patience)
 
-    def put_in_chain(self, made: Part) -> None:
-        """Give the disk that is made its name, as the first of a chain."""
+    def put_in_chain(self, made: Part, names: str) -> None:
+        """Give the disk that is made its name, as the first of a chain with such NAMES."""
         snap = Part(self._undo, made.directory, made.name + ".snap", "new", is_dir=True)
         made.publish_in(snap, "0", self._file)
-        os.symlink(".", made.name + ".snap", dir_fd=snap.fd)
+        if names == "path":
+            os.symlink(".", made.name + ".snap", dir_fd=snap.fd)
         snap.publish(self._dir)
         part.link(self._undo, "{}.snap/0".format(made.name), os.path.join(made.directory, made.name))
 
@@ -173,7 +182,7 @@ class Layout:
         # an image without snapshots by the name that it is known by
         below = source if top == os.path.realpath(source) and not os.path.islink(source) else top
         image.overlay(made.path, size, below, "qcow2", options, *self._patience)
-        self.put_in_chain(made)
+        self.put_in_chain(made, "path")
 
     def link_image(self, source: str, path: str) -> str:
         """Make PATH a link to the newest file of the qcow2 image SOURCE; returns where it leads.
@@ -228,15 +237,16 @@ class Layout:
     def settle(self, made: Part, grow: "Optional[List[Any]]", wanted: "Dict[str, Any]") -> None:
         """Make the directory MADE, which has what `give` sends, the disk or image of its name, and its snapshots.
 
-        WANTED: whether a disk is to be a `chain`, and whether it is `fresh`, so that all snapshots which are there are
-        of another.  GROW = [format, bytes].  What is there is replaced when the new is whole, the disk last.
+        WANTED: the names of the `chain` that a disk is to be ("": it stays what it is), and whether it is `fresh`, so
+        that all snapshots which are there are of another.  GROW = [format, bytes].  What is there is replaced when the
+        new is whole, the disk last.
         """
         disk, snap = os.path.join(made.path, "disk"), os.path.join(made.path, "snap")
         path = os.path.join(made.directory, made.name)
         if wanted["chain"] and not os.path.islink(disk):
             self._begin_chain(disk, snap)
         if os.path.islink(disk):
-            self._name_after(made.name, snap, path)
+            self._name_after(made.name, snap, path, wanted["chain"])
         if grow:
             image.grow(os.path.realpath(disk), grow[0], grow[1], *self._patience)
         for base, _, entries in os.walk(made.path, topdown=False):
@@ -291,9 +301,14 @@ class Layout:
         os.rename(disk, os.path.join(snap, str(number)))
         os.symlink("snap/{}".format(number), disk)
 
-    def _name_after(self, name: str, snap: str, path: str) -> None:
-        """Let the files in SNAP, which is to be NAME.snap, find one another there."""
-        os.symlink(".", os.path.join(snap, name + ".snap"))
+    def _name_after(self, name: str, snap: str, path: str, names: str) -> None:
+        """Let the files in SNAP, which is to be NAME.snap, find one another there by such NAMES, or as they did."""
+        here = os.path.join(snap, os.path.basename(_HERE))
+        if os.path.lexists(here):
+            os.unlink(here)
+            names = names or "path"
+        if names == "path":
+            os.symlink(".", os.path.join(snap, name + ".snap"))
         for entry in os.listdir(snap):
             file = os.path.join(snap, entry)
             if _CURRENT.match(entry):
@@ -306,7 +321,9 @@ class Layout:
                 if found:
                     # a backing file with another name is the image itself, the first of its chain
                     below = os.path.basename(found[0])
-                    below = "{}.snap/{}".format(name, below if _NUMBER.match(below) else "0")
+                    below = below if _NUMBER.match(below) else "0"
+                    if names == "path":
+                        below = "{}.snap/{}".format(name, below)
                     if below != found[0]:
                         image.rename_backing(file, below, found[1], *self._patience)
 

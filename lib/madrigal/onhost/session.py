@@ -140,17 +140,18 @@ class Session(Holding):
         made: Part,
         grow: "Optional[List[Any]]" = None,
         mode: "Optional[int]" = None,
-        chain: bool = False,
+        chain: str = "",
         preallocate: str = "",
     ) -> None:
         """Give the part its name, grown to GROW = [format, bytes], with MODE or as the umask has it.
 
-        CHAIN: as the first of a chain (onhost/layout.py).  PREALLOCATE: its format if it has all its room.
+        CHAIN: as the first of a chain with such names (onhost/layout.py).  PREALLOCATE: its format if it has all its
+        room.
         """
         if (grow or preallocate) and not made.is_dir:
             made = self._layout().sized(made, grow, preallocate)
         if chain:
-            self._layout().put_in_chain(made)
+            self._layout().put_in_chain(made, chain)
             return
         made.publish((0o777 if made.is_dir else 0o666) & ~_umask() if mode is None else mode)
 
@@ -255,7 +256,7 @@ class Session(Holding):
         path: str,
         grow: "Optional[List[Any]]" = None,
         keep_mode: bool = False,
-        chain: bool = False,
+        chain: str = "",
         preallocate: str = "",
         settle: "Optional[Dict[str, Any]]" = None,
         staging: "Optional[str]" = None,
@@ -303,7 +304,7 @@ class Session(Holding):
         path: str,
         state: "Optional[Dict[str, Any]]" = None,
         grow: "Optional[List[Any]]" = None,
-        chain: bool = False,
+        chain: str = "",
         preallocate: str = "",
     ) -> "Dict[str, Any]":
         """Make PATH a copy of the file or directory SOURCE of this machine; returns {"way": how}.

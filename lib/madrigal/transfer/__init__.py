@@ -43,7 +43,7 @@ def copy(
     size: Size | None = None,
     monitor: str | None = None,
     state: State | None = None,
-    chain: bool = False,
+    chain: str = "",
     preallocate: bool = False,
     near: bool = False,
 ) -> None:
@@ -51,9 +51,9 @@ def copy(
 
     SIZE (format, bytes) is what the disk grows to before it is seen.  MONITOR: how the host is to monitor the
     datastore of the disk ("": not at all).  STATE: of which state, where SOURCE has snapshots.  CHAIN: a qcow2 disk
-    is to be the first of a chain.  PREALLOCATE: with room on the disk for all of it.  NEAR: the host may see SOURCE
-    itself.  A URL as SOURCE is fetched here.  Raises NotFound, NoSpace, HostUnreachable and what else can go wrong;
-    DISK is as before then.
+    is to be the first of a chain with such names (onhost/layout.py).  PREALLOCATE: with room on the disk for all of
+    it.  NEAR: the host may see SOURCE itself.  A URL as SOURCE is fetched here.  Raises NotFound, NoSpace,
+    HostUnreachable and what else can go wrong; DISK is as before then.
     """
     if source.is_url:
         from madrigal.source.download import downloaded
@@ -98,7 +98,7 @@ def copy_whole(
     state: State | None,
     size: Size | None = None,
     monitor: str | None = None,
-    chain: bool = False,
+    chain: str = "",
     near: bool = False,
 ) -> None:
     """Make the VM's DISK a copy of the persistent IMAGE, with all snapshots that it has; the rest as for copy()."""
@@ -226,7 +226,7 @@ def bring_back(disk: Location, image: Location, state: State | None = None, near
     host of the disk may see the datastore itself.
     """
     path, given = image.checked().path, state or _AS_IT_IS
-    settle = {"chain": False, "fresh": False}
+    settle = {"chain": "", "fresh": False}
 
     def look(origin: AnySession, session: AnySession) -> Weight | None:
         return _to_move(origin, session, disk, image, given)
