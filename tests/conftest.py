@@ -6,6 +6,7 @@ With MADRIGAL_REQUIRE_ALL=1 in the environment a test that would be skipped fail
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shutil
@@ -108,6 +109,19 @@ class Hosts:
         """One host more, with a file system of SIZE at `datastores` and the lines SSHD in its sshd's configuration."""
         self._rig("add", name, self.datastores, HOSTS_SIZE=size, HOSTS_SSHD=sshd)
 
+    def link(self, name: str, delay: float = 0, rate: float = 0) -> Link:
+        """A path to a host with DELAY ms and RATE bits a second each way, by which it is reached until it is closed.
+
+        Connections that are kept do not take it: a test has `cold`.
+        """
+        return Link(self, name, delay, rate)
+
+    def port(self, name: str, port: str = "") -> str:
+        """Let a host be reached by PORT, or by its own, which is returned."""
+        self._rig("port", name, *filter(None, [port]))
+        rig = subprocess.run([f"{RIGS}/hosts-up", self._state, "own-port", name], capture_output=True, check=True)
+        return rig.stdout.decode().strip()
+
     def end(self, name: str) -> None:
         """As if its power were cut."""
         self._rig("end", name)
@@ -159,6 +173,44 @@ class Hosts:
             os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.work)
         return left
+
+
+class Link:
+    """A running tests/rigs/link in front of a host's sshd; a context manager."""
+
+    def __init__(self, hosts: Hosts, name: str, delay: float, rate: float) -> None:
+        self._hosts, self._name = hosts, name
+        argv = [f"{RIGS}/link", "--delay", str(delay), "--rate", f"{rate:.0f}", hosts.port(name)]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdin and self._process.stdout
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        hosts.port(name, self._stdout.readline().decode().strip())
+
+    def tell(self, line: str) -> dict[str, int]:
+        """What has passed since the last time: connections, forth, back, cuts.  LINE as tests/rigs/link says."""
+        self._stdin.write(line.encode() + b"\n")
+        self._stdin.flush()
+        said: dict[str, int] = json.loads(self._stdout.readline())
+        return said
+
+    def cut_after(self, count: int) -> None:
+        """Cut what is open when COUNT bytes more have passed, once."""
+        self.tell(f"cut-after {count}")
+
+    def count(self) -> dict[str, int]:
+        return self.tell("count")
+
+    def close(self) -> None:
+        self._hosts.port(self._name)
+        self._stdin.close()
+        self._process.wait()
+        self._stdout.close()
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class _environment:
