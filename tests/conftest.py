@@ -80,7 +80,7 @@ class Hosts:
     With OWN, directories of it, only these are each machine's own, and the rest of it is storage that all share.
     """
 
-    def __init__(self, work: str, count: int = 2, own: Sequence[str] = ()) -> None:
+    def __init__(self, work: str, count: int = 2, own: Sequence[str] = (), size: str = "512m") -> None:
         self.work = work
         self._state = f"{work}/hosts"
         self.ssh_config = f"{self._state}/ssh_config"
@@ -99,7 +99,7 @@ class Hosts:
             "MADRIGAL_RUN_DIR": f"{work}/run",
             "MADRIGAL_FRONTEND": "fe",
         }
-        self._rig("-n", str(count), "-s", "512m", *mounts)
+        self._rig("-n", str(count), "-s", size, *mounts)
 
     def _rig(self, *argv: str, **env: str) -> None:
         rig = subprocess.run([f"{RIGS}/hosts-up", self._state, *argv], capture_output=True, env={**os.environ, **env})
@@ -259,16 +259,16 @@ def hosts() -> Iterator[Hosts]:
     yield from rig()
 
 
-def rig(count: int = 2, own: Sequence[str] = ()) -> Iterator[Hosts]:
-    """COUNT hosts, ended in the end; skips where there can be none."""
+def rig(count: int = 2, own: Sequence[str] = (), where: str = "/tmp", size: str = "512m") -> Iterator[Hosts]:
+    """COUNT hosts with file systems of SIZE, and the front-end's files in WHERE; skips where there can be none."""
     for program in ("sshd", "ssh", "unshare", "nsenter"):
         if not shutil.which(program, path=f"{PATH}:/usr/sbin:/sbin"):
             pytest.skip(f"SSH hosts need {program}, which is not installed")
-    work = tempfile.mkdtemp(prefix="m", dir="/tmp")  # short: names of sockets are limited
+    work = tempfile.mkdtemp(prefix="m", dir=where)  # short: names of sockets are limited
     if subprocess.run([f"{RIGS}/hosts-up", f"{work}/hosts", "can"], stdin=subprocess.DEVNULL).returncode:
         os.rmdir(work)
         pytest.skip("this machine forbids user namespaces, which SSH hosts with file systems of their own need")
-    made = Hosts(work, count, own)
+    made = Hosts(work, count, own, size)
     yield made
     left = made.close()
     assert not left, f"did not end by itself: {left}"

@@ -1,8 +1,8 @@
 """Images on a file system with reflinks (an xfs on a loop device, which takes root) are cloned within it by tm/shared.
 
-An empty image, one of 1 GiB, and one of 1 TiB that is full: the same GiB again and again, by reflinks.  A clone takes no
-longer for what is in it: `clone_same_fs.extra_ms` is how much longer the slower of the two takes than the empty one,
-in milliseconds.  The limit is `cp --reflink=always` on the host.
+An empty image, one of 1 GiB, and one of 1 TiB that is full: the same GiB again and again, by reflinks.  A clone should
+take no longer for what is in it: `clone_same_fs.extra_ms` is how much longer the slower of the two takes than the
+empty one, in milliseconds.  The limit is `cp --reflink=always` on the host.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from bench.memory import Peak
+from bench.processes import Peak, cpu
 from madrigal.embedded import rpc
 from madrigal.errors import MadrigalError, NotFound
 from madrigal.host.openssh import disconnect
@@ -31,6 +31,8 @@ class Sample:
     """How one run went."""
 
     seconds: float
+    cpu: float
+    """Seconds of CPU, on both ends together: on a machine that others use too, a steadier measure than time."""
     mib: float
     """Of the process that took most memory, on both ends."""
     program: str
@@ -126,11 +128,8 @@ class Cloud:
             os.mkdir(f"{self.work}/{directory}", 0o700)
         # Connections are kept for stock drivers as a front-end's packages have it.
         with open(f"{self.work}/bash_env", "w") as file:
-            options = "-o ControlMaster=auto -o ControlPersist=600"
-            file.write(
-                f'ssh() {{ /usr/bin/ssh -F {self.state}/ssh_config {options} -o ControlPath={self.work}/run/%C "$@"; }}\n'
-            )
-            file.write("export -f ssh\n")
+            options = f"-o ControlMaster=auto -o ControlPersist=600 -o ControlPath={self.work}/run/%C"
+            file.write(f'ssh() {{ /usr/bin/ssh -F {self.state}/ssh_config {options} "$@"; }}\nexport -f ssh\n')
         self._write("bin/onevm", f"#!/bin/sh\ncat {self.work}/vm.xml\n", 0o755)
         self._write("bin/onedatastore", "#!/bin/sh\necho '<DATASTORE></DATASTORE>'\n", 0o755)
         self._write("one_auth", "oneadmin:token\n", 0o600)
@@ -204,21 +203,21 @@ class Cloud:
 
     def _timed(self, argv: Sequence[str], env: Mapping[str, str]) -> Sample:
         hosts = [int(self.on(name, "").split("/")[2]) for name in ("host01", "host02", self.front_end)]
-        errors = tempfile.TemporaryFile(dir=self.work)
-        began = time.monotonic()
-        process = subprocess.Popen(
-            list(argv), stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=dict(env), umask=0o022
-        )
-        with Peak([process.pid, *hosts], self.work) as peak:
-            status = process.wait()
-            seconds = time.monotonic() - began
-        with errors:
+        with tempfile.TemporaryFile(dir=self.work) as errors:
+            spent, began = cpu(hosts), time.monotonic()
+            process = subprocess.Popen(
+                list(argv), stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=dict(env), umask=0o022
+            )
+            with Peak([process.pid, *hosts], self.work) as peak:
+                status = process.wait()
+                seconds = time.monotonic() - began
             errors.seek(0)
             said = errors.read().decode("utf-8", "replace").strip()
+            spent = cpu(hosts) - spent
         if status:
             raise MadrigalError(f"{shlex.join(argv)} failed ({status}): {said}")
         program = max(peak.kib, key=lambda name: peak.kib[name], default="")
-        return Sample(seconds, round(peak.mib, 1), program)
+        return Sample(seconds, spent, round(peak.mib, 1), program)
 
     def document(self, size: int, **disk: object) -> None:
         """The VM has a disk 0 of SIZE bytes from now on."""

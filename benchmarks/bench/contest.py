@@ -62,6 +62,11 @@ class Contest:
         pairs = zip(self.samples[way], self.samples[other], strict=True)
         return round(statistics.median(theirs.seconds / ours.seconds for ours, theirs in pairs), 3)
 
+    def thrift(self, way: str, other: str) -> float:
+        """How many times the CPU of a way OTHER takes."""
+        pairs = zip(self.samples[way], self.samples[other], strict=True)
+        return round(statistics.median(theirs.cpu / ours.cpu for ours, theirs in pairs), 3)
+
     def peak(self) -> float:
         """MiB of the process of ours that took most."""
         return max(sample.mib for way, samples in self.samples.items() if way.startswith("ours") for sample in samples)

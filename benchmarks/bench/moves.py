@@ -40,11 +40,13 @@ def clones(
     values = {"dir": directory, "name": name, "vm": cloud.vm, "work": cloud.work, "size": str(size)}
     arguments = "tm/ssh/clone", f"{cloud.front_end}:{image}", f"host01:{disk}"
 
-    def checked(run: Callable[[], Sample]) -> Callable[[], Sample]:
+    def checked(way: str, run: Callable[[], Sample]) -> Callable[[], Sample]:
         def go() -> Sample:
             cloud.clear(there)
             sample = run()
             images.check_same(image, there)
+            if way.startswith("ours") and images.allocated(there) > 1.1 * images.allocated(image) + (1 << 20):
+                raise ValueError(f"{there} takes more room than {image}")
             cloud.clear(there)
             return sample
 
@@ -59,7 +61,7 @@ def clones(
         ways["qemu_img"] = lambda: cloud.shell(QEMU, **values)
     for mode in verify:
         ways[f"ours_{mode}" if mode else "ours"] = lambda mode=mode: cloud.ours(*arguments, verify=mode)  # type: ignore[misc]
-    return {way: checked(run) for way, run in ways.items()}
+    return {way: checked(way, run) for way, run in ways.items()}
 
 
 def warm_up(cloud: Cloud) -> None:

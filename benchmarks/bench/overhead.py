@@ -2,8 +2,8 @@
 
 Every action of the fs datastore and of the file-based transfer drivers is run by the embedded front-end on two SSH
 hosts, with images that hold no data, and its CPU time taken (of the action and all it starts here).  The medians are
-compared with that of `python3 -I -c 'import lxml.etree, subprocess, base64'` and with the drivers of another remotes tree,
-run in turn with ours.  Here a ratio is what ours cost / what the other costs: less than 1 is better.
+compared with that of `python3 -I -c 'import lxml.etree, subprocess, base64'` and with the drivers of another remotes
+tree, run in turn with ours.  Here a ratio is what ours cost / what the other costs: less than 1 is better.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Images that are mostly holes, or mostly zeros, beside a dense one with as much data.
 
-100 GiB with 1 GiB of data in extents of 64 KiB, the same in extents of 1 to 8 MiB, and 4 GiB of which all is written, but
-three quarters with zeros.  What arrives must not take more than 1.1 times its data, which is checked but for the last.
+100 GiB with 1 GiB of data in extents of 64 KiB, the same in extents of 1 to 8 MiB, and 4 GiB of which all is written,
+but three quarters with zeros.
 """
 
 from __future__ import annotations
