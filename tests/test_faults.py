@@ -119,7 +119,7 @@ class Way:
     """An action that moves a disk, from a state that it makes."""
 
     action = ""
-    linked = ("host01",)
+    linked: tuple[str, ...] = ("host01",)
     """The hosts over whose links the data goes."""
     last: frozenset[str]
     """What is there in the end."""

@@ -119,7 +119,7 @@ class Cloud:
 
     def _furnish(self) -> None:
         """What each kind of driver expects to find below ONE_LOCATION, and in PATH."""
-        for name, tree in (("ours", TREE), ("stock", self.stock)):
+        for name, tree in (("ours", TREE), *([("stock", self.stock)] if self.stock else [])):
             os.makedirs(f"{self.work}/{name}/var")
             os.makedirs(f"{self.work}/{name}/lib")
             os.symlink(tree if name == "stock" else f"{tree}/remotes", f"{self.work}/{name}/var/remotes")

@@ -31,7 +31,7 @@ def below(pids: Iterable[int]) -> set[int]:
 
 
 def cpu(hosts: Sequence[int]) -> float:
-    """Seconds of CPU that our children have used that have ended, and everything on the hosts whose first pids these are.
+    """Seconds of CPU that our children which have ended have used, and all on the hosts whose first pids are HOSTS.
 
     What is about to end there is waited for: only then it counts.
     """

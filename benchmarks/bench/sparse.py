@@ -20,7 +20,7 @@ SIZE = 100 * GIB
 def measure(options: Options) -> Findings:
     found = Findings()
     size = options.size or SIZE
-    data = size // 100 // MIB * MIB if options.size else GIB
+    data = max(size // 100 // MIB, 1) * MIB if options.size else GIB
     with Cloud(options.stock) as cloud:
         moves.warm_up(cloud)
         paths = {name: f"{cloud.images}/{name}" for name in ("dense_1g", "64k", "1m_8m", "zeros")}

@@ -1,7 +1,8 @@
 """A dense image goes from the front-end to a host, both of them this machine: how fast, with each way of verifying it.
 
-The limit is `cat image | ssh -c aes128-gcm@openssh.com host 'cat >disk'`.  Both ends and the cipher share this machine's
-processors, so it is their CPU time that decides: it is compared too, as what others do to a machine disturbs it less.
+The limit is `cat image | ssh -c aes128-gcm@openssh.com host 'cat >disk'`.  Both ends and the cipher share this
+machine's processors, so it is their CPU time that decides: it is compared too, as what others do to a machine
+disturbs it less.
 """
 
 from __future__ import annotations
