@@ -427,7 +427,7 @@ def test_the_front_end_is_full(lab: Lab, when: str, monkeypatch: pytest.MonkeyPa
 
 @contextlib.contextmanager
 def flip(lab: Lab, what: str) -> Iterator[dict[str, str]]:
-    """The variables with which ssh does WHAT (tests/rigs/flip-ssh), on hosts too."""
+    """The variables with which the ssh of this machine does WHAT (tests/rigs/flip-ssh)."""
     (lab.bin / "flip").write_text(what)
     yield {"PATH": f"{lab.bin}:{PATH}"}
     (lab.bin / "flip").unlink(missing_ok=True)
@@ -494,7 +494,7 @@ def test_a_retry_sends_only_what_is_missing(way: Way, how: str) -> None:
         else:
             with front_end(way.lab.work, way.lab.document) as asked:
                 with start_action(way.action, *way.argv(), env={**way.lab.env, **asked}) as process:
-                    while sent < DATA * 2 // 3:
+                    while sent < DATA * 2 // 3 and process.poll() is None:
                         time.sleep(0.02)
                         sent += _most(links[-1])
                     process.send_signal(signal.SIGKILL)
