@@ -95,6 +95,8 @@ class Lab:
         with _environment(MADRIGAL_RUN_DIR=self.run_dir):
             openssh.disconnect()
         self.clear()
+        kept = [" ".join(_cmdline(pid)) for pid in _mentioning(self.run_dir)]
+        assert eventually(lambda: not _mentioning(self.run_dir), 10), f"did not end by itself: {kept}"
 
     def clear(self) -> None:
         for place in (Path(self.hosts.datastores), *(self.hosts.on(name) for name in self.hosts.names)):
