@@ -2,7 +2,9 @@
 # make test       units, actions, real hosts and guests, bats, linters, types
 # make cycle      the lives of VMs, gesture by gesture, on three hosts, for every pair of drivers
 # make lint       linters and types alone
-# make bench      what an action costs with nothing to move; STOCK=DIR beside the drivers of another remotes tree
+# make faults     connections cut, actions killed, full disks, damaged streams: long, as the disks are big
+# make bench      what actions cost and how fast they move images; PART=throughput one part of it (benchmarks/run --help),
+#                 STOCK=DIR beside the drivers of another remotes tree
 # make generated  renew what comes from the driver.toml files
 #
 # System packages that are missing are installed (as root) or named.  TESTS=... runs a part: make test TESTS=tests/bats
@@ -10,7 +12,8 @@
 PYTHON := /usr/bin/python3
 VENV := .venv
 CYCLE := tests/test_cycle.py
-TESTS := --ignore=$(CYCLE)
+FAULTS := tests/test_faults.py
+TESTS := --ignore=$(CYCLE) --ignore=$(FAULTS)
 
 demo:
 	@tests/packages demo
@@ -22,12 +25,15 @@ test: $(VENV)/ready
 cycle: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -q $(CYCLE)
 
+faults: $(VENV)/ready
+	$(VENV)/bin/python -m pytest -q $(FAULTS)
+
 lint: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -q tests/test_linters.py
 
 bench:
 	@tests/packages demo
-	@$(PYTHON) benchmarks/run $(if $(STOCK),--stock $(STOCK))
+	@$(PYTHON) benchmarks/run $(PART) $(if $(STOCK),--stock $(STOCK))
 
 generated:
 	@PYTHONPATH=lib $(PYTHON) -m madrigal.drivers --write
@@ -39,4 +45,4 @@ $(VENV)/ready: tests/requirements.txt tests/packages
 	@if $(VENV)/bin/python -m pip install -q --disable-pip-version-check -r tests/requirements.txt; then touch $@; \
 	else echo "ruff, mypy and stubs cannot be had from pip: what needs them will be skipped"; fi
 
-.PHONY: demo test cycle lint bench generated
+.PHONY: demo test cycle faults lint bench generated

@@ -6,6 +6,7 @@ With MADRIGAL_REQUIRE_ALL=1 in the environment a test that would be skipped fail
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shutil
@@ -79,7 +80,7 @@ class Hosts:
     With OWN, directories of it, only these are each machine's own, and the rest of it is storage that all share.
     """
 
-    def __init__(self, work: str, count: int = 2, own: Sequence[str] = ()) -> None:
+    def __init__(self, work: str, count: int = 2, own: Sequence[str] = (), size: str = "512m") -> None:
         self.work = work
         self._state = f"{work}/hosts"
         self.ssh_config = f"{self._state}/ssh_config"
@@ -98,7 +99,7 @@ class Hosts:
             "MADRIGAL_RUN_DIR": f"{work}/run",
             "MADRIGAL_FRONTEND": "fe",
         }
-        self._rig("-n", str(count), "-s", "512m", *mounts)
+        self._rig("-n", str(count), "-s", size, *mounts)
 
     def _rig(self, *argv: str, **env: str) -> None:
         rig = subprocess.run([f"{RIGS}/hosts-up", self._state, *argv], capture_output=True, env={**os.environ, **env})
@@ -107,6 +108,19 @@ class Hosts:
     def add(self, name: str, size: str = "64m", sshd: str = "") -> None:
         """One host more, with a file system of SIZE at `datastores` and the lines SSHD in its sshd's configuration."""
         self._rig("add", name, self.datastores, HOSTS_SIZE=size, HOSTS_SSHD=sshd)
+
+    def link(self, name: str, delay: float = 0, rate: float = 0) -> Link:
+        """A path to a host with DELAY ms and RATE bits a second each way, by which it is reached until it is closed.
+
+        Connections that are kept do not take it: a test has `cold`.
+        """
+        return Link(self, name, delay, rate)
+
+    def port(self, name: str, port: str = "") -> str:
+        """Let a host be reached by PORT, or by its own, which is returned."""
+        self._rig("port", name, *filter(None, [port]))
+        rig = subprocess.run([f"{RIGS}/hosts-up", self._state, "own-port", name], capture_output=True, check=True)
+        return rig.stdout.decode().strip()
 
     def end(self, name: str) -> None:
         """As if its power were cut."""
@@ -161,6 +175,44 @@ class Hosts:
         return left
 
 
+class Link:
+    """A running tests/rigs/link in front of a host's sshd; a context manager."""
+
+    def __init__(self, hosts: Hosts, name: str, delay: float, rate: float) -> None:
+        self._hosts, self._name = hosts, name
+        argv = [f"{RIGS}/link", "--delay", str(delay), "--rate", f"{rate:.0f}", hosts.port(name)]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdin and self._process.stdout
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        hosts.port(name, self._stdout.readline().decode().strip())
+
+    def tell(self, line: str) -> dict[str, int]:
+        """What has passed since the last time: connections, forth, back, cuts.  LINE as tests/rigs/link says."""
+        self._stdin.write(line.encode() + b"\n")
+        self._stdin.flush()
+        said: dict[str, int] = json.loads(self._stdout.readline())
+        return said
+
+    def cut_after(self, count: int) -> None:
+        """Cut what is open when COUNT bytes more have passed, once."""
+        self.tell(f"cut-after {count}")
+
+    def count(self) -> dict[str, int]:
+        return self.tell("count")
+
+    def close(self) -> None:
+        self._hosts.port(self._name)
+        self._stdin.close()
+        self._process.wait()
+        self._stdout.close()
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 class _environment:
     def __init__(self, **values: str) -> None:
         self._values = values
@@ -207,16 +259,16 @@ def hosts() -> Iterator[Hosts]:
     yield from rig()
 
 
-def rig(count: int = 2, own: Sequence[str] = ()) -> Iterator[Hosts]:
-    """COUNT hosts, ended in the end; skips where there can be none."""
+def rig(count: int = 2, own: Sequence[str] = (), where: str = "/tmp", size: str = "512m") -> Iterator[Hosts]:
+    """COUNT hosts with file systems of SIZE, and the front-end's files in WHERE; skips where there can be none."""
     for program in ("sshd", "ssh", "unshare", "nsenter"):
         if not shutil.which(program, path=f"{PATH}:/usr/sbin:/sbin"):
             pytest.skip(f"SSH hosts need {program}, which is not installed")
-    work = tempfile.mkdtemp(prefix="m", dir="/tmp")  # short: names of sockets are limited
+    work = tempfile.mkdtemp(prefix="m", dir=where)  # short: names of sockets are limited
     if subprocess.run([f"{RIGS}/hosts-up", f"{work}/hosts", "can"], stdin=subprocess.DEVNULL).returncode:
         os.rmdir(work)
         pytest.skip("this machine forbids user namespaces, which SSH hosts with file systems of their own need")
-    made = Hosts(work, count, own)
+    made = Hosts(work, count, own, size)
     yield made
     left = made.close()
     assert not left, f"did not end by itself: {left}"

@@ -42,7 +42,7 @@ PYTHON, SHELL = sources(TREE)
 
 
 def run(*argv: str, cwd: Path = TREE) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "MYPYPATH": f"{cwd}/lib:{TREE}/tests", "NO_COLOR": "1"}
+    env = {**os.environ, "MYPYPATH": f"{cwd}/lib:{TREE}/tests:{TREE}/benchmarks", "NO_COLOR": "1"}
     return subprocess.run(argv, capture_output=True, text=True, cwd=cwd, env=env)
 
 
