@@ -165,7 +165,9 @@ def _master(name: str, path: str) -> tuple[int, bytes]:
     """Start the shared connection; returns ssh's status and what it said."""
     if os.path.lexists(path):
         os.unlink(path)  # of one that was killed
-    argv = ["ssh", *_options(), "-c", ciphers(), "-o", "ControlMaster=yes", "-o", f"ControlPath={path}"]
+    # It ends with us while it connects: the next one would start a second, and nobody could end the first any more.
+    argv = ["setpriv", "--pdeathsig", "TERM", "ssh", *_options(), "-c", ciphers()]
+    argv += ["-o", "ControlMaster=yes", "-o", f"ControlPath={path}"]
     argv += ["-o", f"ControlPersist={PERSIST}", "-N", "-f", "--", name]
     errors = os.memfd_create("stderr")
     try:

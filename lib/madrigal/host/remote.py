@@ -189,9 +189,7 @@ class RemoteSession:
                 self._line(b"{")  # it is making what it is to send, or failed before it had anything
                 continue
             self._read(header[1:])
-            kind, offset, length = stream.HEADER.unpack(header)
-            if length > stream.CHUNK:
-                raise self._broken()
+            kind, offset, length = stream.parse(header)
             self._read(payload[:length])
             if kind == b"X":
                 self._answer()
@@ -221,10 +219,10 @@ class RemoteSession:
         count = 0
         try:
             for kind, offset, payload in frames:
-                channel.write(stream.HEADER.pack(kind, offset, len(payload)), self._stall)
+                channel.write(stream.header(kind, offset, len(payload)), self._stall)
                 channel.write(payload, self._stall)
                 count += len(payload) if kind == b"D" else 0
-            channel.write(stream.HEADER.pack(b"X", 0, 0), self._stall)
+            channel.write(stream.header(b"X", 0, 0), self._stall)
         except BrokenPipeError:
             self._settle()  # the worker has said why before it ended
             raise self._broken() from None
@@ -238,7 +236,7 @@ class RemoteSession:
         """Say in the stream that there is nothing to go on with."""
         payload = json.dumps([type(error).__name__, str(error)]).encode()[: stream.CHUNK]
         with contextlib.suppress(OSError, MadrigalError):
-            self._open().write(stream.HEADER.pack(b"E", 0, len(payload)) + payload, self._stall)
+            self._open().write(stream.header(b"E", 0, len(payload)) + payload, self._stall)
 
     def done(self) -> list[Any]:
         """Keep what was made, and let others at it; returns what was told and not answered before."""
@@ -290,7 +288,10 @@ class RemoteSession:
         line = begun + channel.readline(self._stall)
         if not line.endswith(b"\n"):
             raise self._broken()
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError:  # damaged on its way
+            raise self._broken() from None
         if "error" in answer:
             name, text, left = answer["error"]
             for line in left:

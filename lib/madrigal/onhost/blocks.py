@@ -32,13 +32,19 @@ def strong() -> str:
         return "blake2b"
 
 
-def check(kind: str) -> "Callable[[Payload], bytes]":
-    """The function that makes the check of a frame's data; KIND: none, crc32, sha256 or blake2b."""
+def check(kind: str) -> "Callable[[int, Payload], bytes]":
+    """The function that makes the check of data and their offset; KIND: none, crc32, sha256 or blake2b."""
     if kind == "none":
-        return lambda data: b""
+        return lambda offset, data: b""
     if kind == "crc32":
-        return lambda data: zlib.crc32(data).to_bytes(4, "big")
-    return lambda data: _new(kind, data).digest()[:SIZE]
+        return lambda offset, data: zlib.crc32(data, (offset ^ offset >> 32) & 0xFFFFFFFF).to_bytes(4, "big")
+    return lambda offset, data: _strong(kind, offset, data)
+
+
+def _strong(kind: str, offset: int, data: "Payload") -> bytes:
+    made = _new(kind, offset.to_bytes(8, "big"))
+    made.update(data)
+    return bytes(made.digest()[:SIZE])
 
 
 def _new(kind: str, data: "Payload" = b"") -> "Any":

@@ -217,6 +217,7 @@ class File:
             self._write(offset, payload)
             return len(payload)
         if kind == b"Z":
+            self._checks.add(offset, payload)
             end = offset + stream.LENGTH.unpack(payload)[0]
             self._reach(offset, end)
             if self._zero:
@@ -233,7 +234,7 @@ class File:
         return 0
 
     def _write(self, offset: int, payload: "Payload") -> None:
-        self._checks.add(payload)
+        self._checks.add(offset, payload)
         start, view = offset, memoryview(payload)
         self._reach(offset, offset + len(view))
         while view:

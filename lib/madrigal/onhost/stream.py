@@ -1,14 +1,14 @@
 """A file, or a directory with all in it, as a stream of frames: holes and zeros are not sent.
 
-A frame is a kind, an offset and a payload:
+A frame is a kind, an offset and a payload, behind a header that has a check of its own:
 
     O  an object begins: JSON with path ("" for the one that was asked for), type, mode, ...
     D  data of the file that is open, at this offset
     P  the same, packed (squeeze.py)
     Z  zeros of the file that is open, at this offset: the payload is how many.  Only where the other side may have
        something else there
-    V  the checks of all data since the last V, one after the other; how they are made, before anything is packed, says
-       `verify` in the O frame
+    V  the checks of all data and zeros since the last V, one after the other; how they are made, before anything is
+       packed, says `verify` in the O frame
     C  the object is complete: as V; its size as the offset if the O frame has none
     X  all objects are complete
     E  the sender failed: JSON [class of madrigal.errors, text]
@@ -24,7 +24,7 @@ import struct
 import time
 import zlib
 
-from madrigal.errors import BadImage, MadrigalError, NotFound
+from madrigal.errors import BadImage, DigestMismatch, MadrigalError, NotFound
 from madrigal.onhost import blocks, squeeze
 from madrigal.onhost.pace import Pace
 from madrigal.onhost.part import is_part
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     Payload = Union[bytes, memoryview]
     Frame = Tuple[bytes, int, Payload]
 
-HEADER = struct.Struct(">cQI")
+HEADER = struct.Struct(">cQII")
+_CHECKED = struct.Struct(">cQI")
 LENGTH = struct.Struct(">Q")
 CHUNK = 1 << 20
 """The most bytes in a frame of data."""
@@ -51,6 +52,22 @@ _SEVERAL = 4096  # checks in a V frame
 _SILENCE = 5.0  # seconds, after which one says that we live
 _BLOCK = 64 << 10
 _ZEROS = bytes(_BLOCK)
+
+
+def header(kind: bytes, offset: int, length: int) -> bytes:
+    """What stands before a payload of LENGTH bytes."""
+    fields = _CHECKED.pack(kind, offset, length)
+    return fields + zlib.crc32(fields).to_bytes(4, "big")
+
+
+def parse(data: "Payload") -> "Tuple[bytes, int, int]":
+    """(kind, offset, length) that a header has; raises DigestMismatch, or BadImage if more is to follow than may."""
+    kind, offset, length, check = HEADER.unpack(data)
+    if check != zlib.crc32(data[: _CHECKED.size]):
+        raise DigestMismatch("the stream was damaged on its way")
+    if length > CHUNK:
+        raise BadImage("the stream has a frame that is too large")
+    return kind, offset, length
 
 
 def extents(fd: int, start: int, end: int) -> "Iterator[Tuple[int, int]]":
@@ -180,7 +197,7 @@ def give_open(fd: int, about: "Dict[str, Any]", terms: "Optional[Dict[str, Any]]
     notes = blocks.Notes(fd, where) if where and not known and lane[1] == 1 else None  # of what is given whole
     for kind, offset, payload in _content(fd, before.st_size, known, lane, notes):
         if kind == b"D":
-            checks.add(payload)
+            checks.add(offset, payload)
             packed = squeezer.packed(payload) if squeezer else None
             if packed is not None:
                 kind, payload = b"P", packed
@@ -191,6 +208,7 @@ def give_open(fd: int, about: "Dict[str, Any]", terms: "Optional[Dict[str, Any]]
             if squeezer:
                 squeezer.sent(len(payload), time.monotonic() - began)
         elif kind == b"Z":
+            checks.add(offset, payload)
             yield kind, offset, payload
         if kind == b"V" or checks.are_many:
             yield b"V", 0, checks.take()
@@ -204,14 +222,14 @@ def give_open(fd: int, about: "Dict[str, Any]", terms: "Optional[Dict[str, Any]]
 
 
 class Checks:
-    """Of data, in their order, until they are taken; how they are made says VERIFY (blocks.check)."""
+    """Of data and where they go, in their order, until they are taken; how they are made says VERIFY (blocks.check)."""
 
     def __init__(self, verify: str) -> None:
         self._check = blocks.check(verify)
         self._made: "List[bytes]" = []
 
-    def add(self, data: "Payload") -> None:
-        self._made.append(self._check(data))
+    def add(self, offset: int, data: "Payload") -> None:
+        self._made.append(self._check(offset, data))
 
     @property
     def are_many(self) -> bool:

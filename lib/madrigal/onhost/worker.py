@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 
-from madrigal.errors import BadImage, Deleted, HostUnreachable, MadrigalError, explain
+from madrigal.errors import Deleted, HostUnreachable, MadrigalError, explain
 from madrigal.onhost import stream
 from madrigal.onhost.session import Session
 
@@ -99,11 +99,9 @@ def _frames(inp: "BinaryIO") -> "Iterator[Frame]":
     header, payload = memoryview(bytearray(stream.HEADER.size)), memoryview(bytearray(stream.CHUNK))
     while True:
         _read(inp, header)
-        kind, offset, length = stream.HEADER.unpack(header)
+        kind, offset, length = stream.parse(header)
         if kind == b"X":
             return
-        if length > stream.CHUNK:
-            raise BadImage("the stream has a frame that is too large")
         _read(inp, payload[:length])
         yield kind, offset, payload[:length]
 
@@ -119,7 +117,7 @@ def _read(inp: "BinaryIO", view: memoryview) -> None:
 def _write_frames(frames: "Iterator[Frame]") -> None:
     try:
         for kind, offset, payload in frames:
-            header = stream.HEADER.pack(kind, offset, len(payload))
+            header = stream.header(kind, offset, len(payload))
             sent = os.writev(1, [header, payload])
             if sent < len(header):
                 _write(header[sent:])
@@ -128,9 +126,9 @@ def _write_frames(frames: "Iterator[Frame]") -> None:
     except (OSError, MadrigalError) as error:
         known = explain(error) if isinstance(error, OSError) else error
         payload = json.dumps([type(known).__name__, str(known)]).encode()
-        _write(stream.HEADER.pack(b"E", 0, len(payload)) + payload)
+        _write(stream.header(b"E", 0, len(payload)) + payload)
         raise
-    _write(stream.HEADER.pack(b"X", 0, 0))
+    _write(stream.header(b"X", 0, 0))
 
 
 def _waiting() -> None:

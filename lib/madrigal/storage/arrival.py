@@ -59,7 +59,7 @@ class Arrival:
         checks, end = stream.Checks(verify), 0
         for piece in pieces(self._source, decompress=self._decompress, digests=self._digests):
             for start, data in _not_zero(piece):
-                checks.add(data)
+                checks.add(end + start, data)
                 self._see(end + start, data)
                 yield b"D", end + start, data
             if checks.are_many:
