@@ -1,6 +1,6 @@
 # make demo       one VM's whole life on two real SSH hosts, run by the driver executables
 # make test       units, actions, real hosts and guests, bats, linters, types
-# make cycle      the lives of VMs, gesture by gesture, on three hosts, for every pair of drivers
+# make cycle      lives of VMs, gesture by gesture: every pair of drivers on three hosts, and under a real libvirt
 # make lint       linters and types alone
 # make bench      what an action costs with nothing to move; STOCK=DIR beside the drivers of another remotes tree
 # make generated  renew what comes from the driver.toml files
@@ -9,8 +9,8 @@
 
 PYTHON := /usr/bin/python3
 VENV := .venv
-CYCLE := tests/test_cycle.py
-TESTS := --ignore=$(CYCLE)
+CYCLE := tests/test_cycle.py tests/test_running.py
+TESTS := $(CYCLE:%=--ignore=%)
 
 demo:
 	@tests/packages demo
