@@ -1,6 +1,6 @@
 # make demo       one VM's whole life on two real SSH hosts, run by the driver executables
 # make test       units, actions, real hosts and guests, bats, linters, types
-# make cycle      the lives of VMs, gesture by gesture, on three hosts, for every pair of drivers
+# make cycle      lives of VMs, gesture by gesture: every pair of drivers on three hosts, and under a real libvirt
 # make lint       linters and types alone
 # make faults     connections cut, actions killed, full disks, damaged streams: long, as the disks are big
 # make bench      what actions cost and how fast they move images; PART=throughput one part of it (benchmarks/run --help),
@@ -11,9 +11,9 @@
 
 PYTHON := /usr/bin/python3
 VENV := .venv
-CYCLE := tests/test_cycle.py
+CYCLE := tests/test_cycle.py tests/test_running.py
 FAULTS := tests/test_faults.py
-TESTS := --ignore=$(CYCLE) --ignore=$(FAULTS)
+TESTS := $(CYCLE:%=--ignore=%) --ignore=$(FAULTS)
 
 demo:
 	@tests/packages demo

@@ -369,13 +369,14 @@ class Life:
     def check_refusals(self, disk_id: int) -> None:
         """Nobody can do these to a block device, and a try changes nothing."""
         name = f"no {self.case}"
-        for refused, said in (
+        refused: list[tuple[Callable[[], object], str]] = [
             (lambda: self.vms.snapshot_create(self.id, disk_id), "snap_create: this action is not supported"),
             (lambda: self.vms.resize(self.id, disk_id, SIZE + 1), "resize: this action is not supported"),
             (lambda: self.vms.disk_saveas(self.id, disk_id, name), "datastores of the driver dev have no mkfs"),
-        ):
+        ]
+        for act, said in refused:
             with pytest.raises(ActionFailed, match=said):
-                refused()
+                act()
             snapshots = self.vm.disk(disk_id).snapshots
             assert self.vm.status == "poweroff" and not (snapshots and snapshots.all)
             self.check("a refusal")
