@@ -116,12 +116,13 @@ class Direct:
         try:
             for kind, offset, payload in frames:
                 self._write(stream.HEADER.pack(kind, offset, len(payload)), payload, count)
-                count += len(payload) if kind == b"D" else 0
+                count += len(payload) if kind in (b"D", b"P") else 0
         except (OSError, MadrigalError) as error:
             known = explain(error) if isinstance(error, OSError) else error
             if not known.is_interruption:  # else there is something to go on with
                 said = json.dumps([type(known).__name__, str(known)]).encode()
                 self._write(stream.HEADER.pack(b"E", 0, len(said)), said)
+                self._flush()
             raise
         return count
 
@@ -129,6 +130,13 @@ class Direct:
         """Those were all frames."""
         self._write(stream.HEADER.pack(b"X", 0, 0))
         self._ssh.stdin.close()  # type: ignore[union-attr]
+
+    def _flush(self) -> None:
+        """Wait until the other side has seen what was written, and ended the connection."""
+        end = time.monotonic() + _COMING
+        self._ssh.stdin.close()  # type: ignore[union-attr]
+        while self._ssh.poll() is None and time.monotonic() < end:  # type: ignore[union-attr]
+            time.sleep(0.01)
 
     def _write(self, head: "Union[bytes, memoryview]", body: "Union[bytes, memoryview]" = b"", count: int = 0) -> None:
         """Write both, or raise what stands in the way; COUNT: what the front-end is told has been sent."""

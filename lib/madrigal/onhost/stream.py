@@ -4,9 +4,11 @@ A frame is a kind, an offset and a payload:
 
     O  an object begins: JSON with path ("" for the one that was asked for), type, mode, ...
     D  data of the file that is open, at this offset
+    P  the same, packed (squeeze.py); with what says `codec` in the O frame
     Z  zeros of the file that is open, at this offset: the payload is how many.  Only where the other side may have
        something else there
-    V  the checks of all D since the last V, one after the other; how they are made says `verify` in the O frame
+    V  the checks of all data since the last V, one after the other; how they are made, before anything is packed, says
+       `verify` in the O frame
     C  the object is complete: as V; its size as the offset if the O frame has none
     X  all objects are complete
     E  the sender failed: JSON [class of madrigal.errors, text]
@@ -23,7 +25,7 @@ import time
 import zlib
 
 from madrigal.errors import BadImage, MadrigalError, NotFound
-from madrigal.onhost import blocks
+from madrigal.onhost import blocks, squeeze
 from madrigal.onhost.part import is_part
 
 TYPE_CHECKING = False
@@ -159,20 +161,37 @@ def give_open(fd: int, about: "Dict[str, Any]", terms: "Optional[Dict[str, Any]]
 
     TERMS, which all may be missing: `verify`, how data are checked (blocks.check); `lane`, [which, of how many] if
     there are several streams, each with its share; `known`, by path within the stream, what the other side has of
-    files already (blocks.describe).
+    files already (blocks.describe); `note`, also by path, files in which the digests of what is given are kept;
+    `codecs`, how data may be packed (squeeze.py); `rate`, bytes a second at most.
     """
     wanted = terms or {}
     before = os.fstat(fd)
     verify = wanted.get("verify", "crc32")
     about = dict(about, size=before.st_size, mtime=before.st_mtime_ns, verify=verify)
+    squeezer = squeeze.Squeezer(wanted["codecs"]) if wanted.get("codecs") else None
+    if squeezer:
+        about["codec"] = squeezer.codec
+    pace = Pace(wanted["rate"]) if wanted.get("rate") else None
     yield b"O", 0, json.dumps(about).encode()
     described = wanted.get("known", {}).get(about["path"])
     known = blocks.Known(described) if described else None
     checks = Checks(verify)
-    for kind, offset, payload in _content(fd, before.st_size, known, wanted.get("lane") or (0, 1)):
+    lane = wanted.get("lane") or (0, 1)
+    where = wanted.get("note", {}).get(about["path"])
+    notes = blocks.Notes(fd, where) if where and not known and lane[1] == 1 else None  # of what is given whole
+    for kind, offset, payload in _content(fd, before.st_size, known, lane, notes):
         if kind == b"D":
             checks.add(payload)
-        if kind != b"V":
+            packed = squeezer.packed(payload) if squeezer else None
+            if packed is not None:
+                kind, payload = b"P", packed
+            began = time.monotonic()
+            if pace:
+                pace.took(len(payload))
+            yield kind, offset, payload
+            if squeezer:
+                squeezer.sent(len(payload), time.monotonic() - began)
+        elif kind == b"Z":
             yield kind, offset, payload
         if kind == b"V" or checks.are_many:
             yield b"V", 0, checks.take()
@@ -180,7 +199,25 @@ def give_open(fd: int, about: "Dict[str, Any]", terms: "Optional[Dict[str, Any]]
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         name = os.readlink("/proc/self/fd/{}".format(fd))
         raise MadrigalError("{} was changed while it was copied; try again when nobody uses it".format(name))
+    if notes:
+        notes.keep()
     yield b"C", 0, checks.take()
+
+
+class Pace:
+    """Holds up who takes bytes, so that never more than RATE a second have been taken on average."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._began = time.monotonic()
+        self._count = 0
+
+    def took(self, count: int) -> None:
+        """Wait until COUNT bytes more are due."""
+        self._count += count
+        wait = self._began + self._count / self._rate - time.monotonic()
+        if wait > 0:
+            time.sleep(wait)
 
 
 class Checks:
@@ -203,7 +240,13 @@ class Checks:
         return made
 
 
-def _content(fd: int, size: int, known: "Optional[blocks.Known]", lane: "Sequence[int]") -> "Iterator[Frame]":
+def _content(
+    fd: int,
+    size: int,
+    known: "Optional[blocks.Known]",
+    lane: "Sequence[int]",
+    notes: "Optional[blocks.Notes]",
+) -> "Iterator[Frame]":
     """The D frames, and Z where the other side has something, of a file; V when there are none for long."""
     reader, said = blocks.Reader(fd), time.monotonic()
     for start, end, is_bare in _ranges(size, known, lane, reader):
@@ -215,6 +258,8 @@ def _content(fd: int, size: int, known: "Optional[blocks.Known]", lane: "Sequenc
             data = reader.read(offset, length)
             if len(data) < length:
                 raise BadImage("a file became shorter while it was read; try again when nobody changes it")
+            if notes:
+                notes.see(offset, data)
             for first, last in not_zero(reader.buffer, length):
                 if not is_bare and offset + first > reached:
                     yield b"Z", reached, LENGTH.pack(offset + first - reached)
@@ -232,17 +277,8 @@ def _ranges(
     stripe = max(STRIPE, known.block if known else 0) if lanes > 1 else max(size, 1)
     for start in range(number * stripe, size, lanes * stripe):
         end = min(start + stripe, size)
-        if not known:
+        if known:
+            for span in known.spans(start, end, reader):
+                yield span
+        else:
             yield start, end, True
-            continue
-        while start < end:
-            stop = start
-            while stop < end and not known.has(stop // known.block):
-                stop += known.block
-            if stop > start:
-                yield start, min(stop, end), True
-            else:
-                is_same = known.is_same(start // known.block, reader, min(known.block, end - start))
-                stop = start + known.block
-                yield start, start if is_same else min(stop, end), False
-            start = stop

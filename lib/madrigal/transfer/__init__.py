@@ -80,7 +80,7 @@ def copy(
         begin(session)
         session.tell("copy", source=path, path=disk.path, state=given, **wanted)
         end(session)
-        return _way(session, 1)
+        return _way(session)
 
     def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         begin(session)
@@ -113,12 +113,13 @@ def copy_whole(
         begin(session)
         session.tell("copy_whole", source=path, path=disk.path, state=given, **wanted)
         _mark(session, disk.dir, monitor)
-        return _way(session, 1)
+        return _way(session)
 
     def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         begin(session)
         send = {"path": path, "state": given, "whole": True}
-        way = carry.stream(origin, session, send, {"path": disk.path, **wanted}, weight)
+        note = {"disk": carry.notes(origin, path)}  # bring_back() will ask
+        way = carry.stream(origin, session, send, {"path": disk.path, **wanted}, weight, note=note)
         _mark(session, disk.dir, monitor)
         return way
 
@@ -134,7 +135,7 @@ def save(disk: Location, image: Location, state: State, near: bool = False) -> N
         session.tell("hold", path=disk.dir)
         session.tell("hold", path=path)
         session.tell("copy", source=disk.path, path=path, state=given)
-        return _way(session, 2)
+        return _way(session)
 
     def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         origin.tell("hold", path=disk.dir)
@@ -243,13 +244,14 @@ def bring_back(disk: Location, image: Location, state: State | None = None, near
         session.tell("drop", path=path + ".md5sum")
         session.tell("keep")  # the image is safe before the disk goes
         leave(session)
-        return _way(session, 1)
+        return _way(session)
 
     def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         origin.tell("hold", path=disk.dir)
         session.tell("hold", path=path)
         send = {"path": disk.path, "state": given, "whole": True}
-        old = {"path": path, "allocated": weight["allocated"] // 4, "within": "disk"}
+        noted = carry.notes(session, path)
+        old = {"path": path, "allocated": weight["allocated"] // 4, "within": "disk", "noted": noted}
         way = carry.stream(origin, session, send, {"path": path, "settle": settle}, weight, old)
         session.tell("drop", path=path + ".md5sum")
         session.done()  # the image is safe before the disk goes
@@ -285,7 +287,7 @@ def _carry(
     origin, host = Host(source.host), Host(target.host)
     way: str | None = None
     if _same(origin, host):
-        with host.session() as session:
+        with carry.session(host) as session:
             way = here(session)
     else:
 
@@ -318,9 +320,9 @@ def _mark(session: AnySession, vm_dir: str, monitor: str | None) -> None:
         session.tell("mark", path=f"{os.path.dirname(vm_dir)}/.monitor", text=monitor)
 
 
-def _way(session: AnySession, number: int) -> str:
-    """How the work went that SESSION was told of, NUMBER things after the last wait; the session is over then."""
-    return str(session.done()[number]["way"])
+def _way(session: AnySession) -> str:
+    """How the work went that SESSION was told of; the session is over then."""
+    return str(next(result["way"] for result in session.done() if isinstance(result, dict) and "way" in result))
 
 
 def _directly(origin: Host, host: Host, work: WorkOfTwo, weight: Weight) -> str | None:
@@ -331,6 +333,7 @@ def _directly(origin: Host, host: Host, work: WorkOfTwo, weight: Weight) -> str 
     if not is_wanted(origin, host):
         return None
     with RemoteSession(origin, bulk=False) as given, DirectSession(host, given) as session:
+        carry.limit(given)
         return work(given, session, weight) + ", directly" if session.connects() else None
 
 
@@ -354,7 +357,7 @@ def _between(
     """
     for attempt in range(_ATTEMPTS):
         try:
-            with origin.session() as given, host.session() as session:
+            with carry.session(origin) as given, carry.session(host) as session:
                 weight = look(given, session)
                 if weight is None:
                     return None
@@ -362,7 +365,7 @@ def _between(
                     return work(given, session, weight)
             if not (origin.local or host.local) and (way := _directly(origin, host, work, weight)):
                 return way
-            with origin.session(bulk=True) as given, host.session(bulk=True) as session:
+            with carry.session(origin, bulk=True) as given, carry.session(host, bulk=True) as session:
                 return work(given, session, weight)
         except DigestMismatch as error:
             if attempt == _ATTEMPTS - 1:

@@ -7,7 +7,9 @@ digests first; and where the way is long several connections share the work.
 from __future__ import annotations
 
 import os
+import time
 
+from madrigal import config
 from madrigal.errors import ConfigError, HostUnreachable
 from madrigal.messages import log
 from madrigal.onhost import blocks
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    from madrigal.host import Host
     from madrigal.host.local import LocalSession
     from madrigal.host.remote import RemoteSession
     from madrigal.onhost.stream import Frame
@@ -31,6 +34,9 @@ LANES = 4
 """Connections for one transfer where the way is long."""
 
 _LONG = 0.005  # seconds there and back: ssh has 2 MiB on its way at most, 400 MB/s then
+
+_NOTES = ".blocks"
+_NOTES_AGE = 30 * 24 * 3600  # seconds
 
 _HOW = {
     "part": "going on with what an interrupted copy has left of {}",
@@ -48,6 +54,22 @@ def verification() -> str:
     return kinds[chosen] or blocks.strong()
 
 
+def session(host: Host, bulk: bool = False) -> AnySession:
+    """A session on HOST, in which no more than LIMIT_TRANSFER_BW of tmrc is sent; raises ConfigError."""
+    opened = host.session(bulk)
+    limit(opened)
+    return opened
+
+
+def limit(opened: AnySession) -> None:
+    """The same for a session that is there."""
+    rate = config.read_shell(f"{config.etc_dir()}/tmrc").get("LIMIT_TRANSFER_BW", "")
+    if rate:
+        from madrigal.source import pace
+
+        opened.tell("limit", rate=pace.parse(rate, "LIMIT_TRANSFER_BW of tmrc"))
+
+
 def stream(
     origin: AnySession,
     target: AnySession,
@@ -55,17 +77,22 @@ def stream(
     receive: Arguments,
     weight: Arguments,
     old: Arguments | None = None,
+    note: Arguments | None = None,
 ) -> str:
     """Have TARGET receive what ORIGIN sends, with these arguments (onhost/session.py); returns how.
 
-    WEIGHT: as Session.weigh has it.  OLD: as for Session.known.  What TARGET makes of it is not safe yet.
+    WEIGHT: as Session.weigh has it.  OLD: as for Session.known.  NOTE: as in the terms of a stream.  What
+    TARGET makes of it is not safe yet.
     """
     terms: Arguments = {"verify": verification()}
     if weight["allocated"] < BULK:
         return _told(_bring(origin, target, dict(send, terms=terms), receive))
+    if note:
+        terms["note"] = note
     known = target.call("known", path=receive["path"], source=weight["source"], old=old)
     if known["how"]:
         log(_HOW[known["how"]].format(receive["path"]))
+    terms["codecs"] = known["codecs"]
     if known["files"]:
         terms["known"] = known["files"]
     if known["how"] != "old":
@@ -101,6 +128,18 @@ def _bring(
         end()
 
     return target.lane(frames(), **receive) if method == "lane" else target.receive(frames(), **receive)
+
+
+def notes(session: AnySession, path: str) -> str:
+    """Where the digests of the image PATH of this machine are kept, "" for another machine's."""
+    if session.name:
+        return ""
+    directory = config.run_dir()
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.endswith(_NOTES) and entry.stat().st_mtime < time.time() - _NOTES_AGE:
+                os.unlink(entry.path)
+    return f"{directory}/{path.replace('/', '%')[-200:]}{_NOTES}"
 
 
 def _told(count: int) -> str:
@@ -152,6 +191,7 @@ class _Lanes:
     def _bring(self, number: int) -> None:
         try:
             with self._origin.another() as origin, self._target.another(origin) as target:
+                limit(origin)
                 receive = {"path": self._receive["path"], "source": self._receive["source"]}
                 self._counts.append(_bring(origin, target, self._share(number), receive, self._wanted, method="lane"))
         except BaseException as error:
