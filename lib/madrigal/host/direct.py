@@ -120,14 +120,15 @@ class DirectSession(RemoteSession):
         self.tell(method, directly=True, **receive)
         try:
             count: int = self._origin.call("send", directly=True, **send)
-            end()
-            self._origin.tell("direct", do="complete")
         except HostUnreachable as error:
-            try:
-                self._settle()  # if the data were refused here, that is why
-            except HostUnreachable:
-                raise error from None
+            if self._origin.is_over:  # not if it was CHECK: nobody answers then
+                try:
+                    self._settle()  # if the data were refused here, that is why
+                except HostUnreachable:
+                    raise error from None
             raise
+        end()
+        self._origin.tell("direct", do="complete")
         if method == "lane":
             self._settle()
         return count

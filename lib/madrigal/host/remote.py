@@ -114,6 +114,11 @@ class RemoteSession:
         """The host's name."""
         return self.host.name
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can be asked of it any more."""
+        return self._channel is None
+
     def another(self, origin: LocalSession | RemoteSession | None = None) -> RemoteSession:
         """One more on the same host, over a connection of its own, for what ORIGIN has."""
         return RemoteSession(self.host, bulk=True)
