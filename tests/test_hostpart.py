@@ -18,13 +18,16 @@ from pathlib import Path
 import pytest
 from conftest import TREE, Hosts, check_stderr, eventually, run_action
 
+from madrigal import transfer
 from madrigal.errors import MadrigalError
 from madrigal.host import Host, openssh, remote
 from madrigal.host.local import LocalSession
+from madrigal.location import Location
+from madrigal.transfer import carry
 
 MIB = 1 << 20
 LIB = TREE / "lib" / "madrigal"
-FILES = [LIB / f"{name.replace('.', '/')}.py" for name in (*remote.HOST_PART, "onhost.__init__")]
+FILES = [LIB / f"{name.replace('.', '/')}.py" for name in (*remote.HOST_PART, "onhost.relay", "onhost.__init__")]
 READ_BY_ANY = [LIB / "__init__.py", LIB / "interpreter.py", TREE / "packaging" / "madrigal.py"]
 """What an old Python on the front-end has to read to be told that it is too old."""
 
@@ -338,6 +341,20 @@ def test_actions(old: Hosts, datastore: str, tmp_path: Path) -> None:
     assert image.read_bytes() == digest
     act("tm/ssh/delete", f"old:{vm}")
     assert not seen.exists()
+
+
+def test_data_go_from_host_to_host(
+    old: Hosts, datastore: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Past the front-end, to this Python and from it."""
+    monkeypatch.setattr(carry, "BULK", MIB)
+    vm, content = f"{datastore}/17", os.urandom(5 * MIB)
+    old.on("host01", vm).mkdir(parents=True)
+    old.on("host01", f"{vm}/disk.0").write_bytes(content)
+    for source, target in (("host01", "old"), ("old", "host01")):
+        transfer.move(Location(source, vm), Location(target, vm))
+        assert ", directly," in capfd.readouterr().err
+        assert old.on(target, f"{vm}/disk.0").read_bytes() == content
 
 
 def test_a_program_that_is_too_new_for_it_is_seen(

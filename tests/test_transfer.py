@@ -161,6 +161,7 @@ def test_a_vm_that_moves_goes_on(hosts: Hosts, datastore: str, monkeypatch: pyte
     contents = {name: written(source / name, size * MIB) for name, size in (("disk.0", 20), ("disk.1", 20))}
     (source / "disk.2").symlink_to("disk.1")
     (source / "sub").mkdir(mode=0o500)
+    monkeypatch.setenv("MADRIGAL_DIRECT", "no")
     flow = Flow(monkeypatch, RemoteSession)
     flow.stop_after(24 * MIB, lambda: cut(hosts, "host02"))
     one, two = Location("host01", f"{datastore}/17"), Location("host02", f"{datastore}/17")
@@ -406,6 +407,7 @@ def test_several_connections_from_host_to_host(
     source = hosts.on("host01", datastore) / "17"
     source.mkdir(parents=True)
     contents = {name: written(source / name, size * MIB) for name, size in (("disk.0", 30), ("disk.1", 3), ("x", 0))}
+    monkeypatch.setenv("MADRIGAL_DIRECT", "no")
     flow = Flow(monkeypatch, RemoteSession)
     transfer.move(Location("host01", f"{datastore}/17"), Location("host02", f"{datastore}/17"))
     target = hosts.on("host02", datastore) / "17"

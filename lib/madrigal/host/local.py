@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, Self
 
+    from madrigal.host.remote import RemoteSession
     from madrigal.onhost.part import Part
     from madrigal.onhost.stream import Frame
 
@@ -52,9 +53,13 @@ class LocalSession:
         count: int = self.call("receive", frames=frames, **arguments)
         return count
 
-    def another(self) -> LocalSession:
+    def another(self, origin: LocalSession | RemoteSession | None = None) -> LocalSession:
         """One more on this machine."""
         return LocalSession()
+
+    def distance(self, origin: LocalSession | RemoteSession) -> float:
+        """As a RemoteSession's."""
+        return origin.rtt()
 
     def rtt(self) -> float:
         """Seconds there and back."""

@@ -19,8 +19,8 @@ from madrigal.deadline import Deadline, connect
 from madrigal.errors import ConfigError, DeadlineExceeded, MadrigalError, MissingProgram
 from madrigal.host.channel import failure
 from madrigal.host.known_hosts import KnownKeys
-from madrigal.host.openssh import ciphers
 from madrigal.host.ssh_config import Target
+from madrigal.onhost.ssh import ciphers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

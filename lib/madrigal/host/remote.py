@@ -15,10 +15,11 @@ from madrigal.onhost import stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any, Self
 
     from madrigal.host import Host
+    from madrigal.host.local import LocalSession
     from madrigal.onhost.stream import Frame
 
 HOST_PART = (
@@ -43,6 +44,8 @@ HOST_PART = (
     "onhost.monitor_ds",
     "onhost.session",
     "onhost.images",
+    "onhost.ssh",
+    "onhost.direct",
     "onhost.worker",
 )
 """The modules that are sent to hosts: Python 3.6, standard library."""
@@ -52,7 +55,7 @@ _MARKER = "madrigal worker, ready"
 # Read the program, of which the first line is its length, from stdin, and leave the rest of stdin to it.
 _BOOT = 'import sys;i=sys.stdin.buffer;exec(compile(i.read(int(i.readline())),"madrigal","exec"))'
 # Paths cross as UTF-8 whatever the locale there: by the option, or by the variable for 3.6, which does not know that.
-_COMMAND = f"exec env LC_ALL=C.UTF-8 python3 -I -S -X utf8 -c '{_BOOT}'"
+COMMAND = f"exec env LC_ALL=C.UTF-8 python3 -I -S -X utf8 -c '{_BOOT}'"
 
 _PROGRAM = """\
 import sys
@@ -103,6 +106,8 @@ class RemoteSession:
         self._is_ready = False
         self._owed = 0
         """Answers that have not been read."""
+        self.heard: Callable[[int], None] = lambda sent: None
+        """Is called now and then while the host works, with what it has SENT to another host so far; may raise."""
         self._channel: Channel | None = self._start()
 
     @property
@@ -110,9 +115,18 @@ class RemoteSession:
         """The host's name."""
         return self.host.name
 
-    def another(self) -> RemoteSession:
-        """One more on the same host, over a connection of its own."""
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can be asked of it any more."""
+        return self._channel is None
+
+    def another(self, origin: LocalSession | RemoteSession | None = None) -> RemoteSession:
+        """One more on the same host, over a connection of its own, for what ORIGIN has."""
         return RemoteSession(self.host, bulk=True)
+
+    def distance(self, origin: LocalSession | RemoteSession) -> float:
+        """Seconds that what ORIGIN has takes to be here and acknowledged, if it is little."""
+        return max(origin.rtt(), self.rtt())
 
     def rtt(self) -> float:
         """Seconds there and back."""
@@ -131,7 +145,7 @@ class RemoteSession:
         self._channel = self._start()
 
     def _start(self) -> Channel:
-        channel = self.host.start(_COMMAND, self._bulk)
+        channel = self.host.start(COMMAND, self._bulk)
         try:
             channel.write(self._first, deadline.connect())
         except BrokenPipeError:
@@ -221,7 +235,7 @@ class RemoteSession:
             for kind, offset, payload in frames:
                 channel.write(stream.header(kind, offset, len(payload)), self._stall)
                 channel.write(payload, self._stall)
-                count += len(payload) if kind == b"D" else 0
+                count += len(payload) if kind in (b"D", b"P") else 0
             channel.write(stream.header(b"X", 0, 0), self._stall)
         except BrokenPipeError:
             self._settle()  # the worker has said why before it ended
@@ -279,7 +293,7 @@ class RemoteSession:
 
     def _answer(self) -> Any:
         while "busy" in (answer := self._line()):
-            pass
+            self.heard(answer.get("bytes", 0))
         return answer["ok"]
 
     def _line(self, begun: bytes = b"") -> dict[str, Any]:

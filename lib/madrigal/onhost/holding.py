@@ -18,7 +18,7 @@ class Holding:
     `timeouts` are seconds: `lock` to wait for others, `work` for one program.
     """
 
-    def __init__(self, timeouts: "Dict[str, float]", waiting: "Callable[[], None]" = lambda: None) -> None:
+    def __init__(self, timeouts: "Dict[str, float]", waiting: "Callable[..., None]" = lambda: None) -> None:
         self._timeouts = timeouts
         self._waiting = waiting
         self._undo = Undo()

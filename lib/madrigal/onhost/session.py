@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
+    from madrigal.onhost.direct import Direct
     from madrigal.onhost.guest import Guest
     from madrigal.onhost.layout import Layout
     from madrigal.onhost.part import Nameless
@@ -30,6 +31,7 @@ class Session(Holding):
     arrived: "Optional[Union[Part, Nameless]]" = None
     """What was received and has no name yet."""
 
+    _direct: "Optional[Direct]" = None
     _basis: "Optional[Tuple[str, int]]" = None
     """Which file of what is received next has something in common with which open one."""
 
@@ -497,6 +499,16 @@ class Session(Holding):
         with open(temporary, "w") as file:
             file.write(text + "\n")
         os.rename(temporary, path)
+
+    # -- to or from another host -----------------------------------------------------------------------------
+
+    def direct(self, do: str, **arguments: "Any") -> "Any":
+        """What Direct.DO (onhost/direct.py) returns."""
+        from madrigal.onhost.direct import Direct
+
+        if self._direct is None:
+            self._direct = Direct(self._undo, self._waiting, self._timeouts["work"])
+        return getattr(self._direct, do)(**arguments)
 
     # -- an image datastore ----------------------------------------------------------------------------------
 

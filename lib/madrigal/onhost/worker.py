@@ -2,8 +2,9 @@
 
     ["method of Session", {arguments}]   answered by   {"ok": result} or {"error": [class, text, [log lines]]}
 
-The frames of `receive` follow its request, those of `send` come before its answer, and before an answer that
-takes long comes {"busy": true} now and then.  After an error, or when stdin ends before `done`, everything is
+The frames of `receive` follow its request, those of `send` come before its answer, if they do not go between two
+hosts (onhost/direct.py).  Before an answer that takes long comes {"busy": true} now and then, with the `bytes` that a
+host has sent to another.  After an error, or when stdin ends before `done`, everything is
 taken back and the process ends.
 """
 
@@ -61,12 +62,18 @@ def _serve(session: Session, inp: "BinaryIO") -> bool:
         return False
     method, arguments = json.loads(line.decode())
     try:
+        directly = arguments.pop("directly", False)  # from or to another host
         if method in ("receive", "lane"):
+            inp = session.direct("arriving") if directly else inp
             arguments["frames"] = _frames(inp)
         result = getattr(session, method)(**arguments)
-        if method == "send":
+        if method == "send" and not directly:
             _write_frames(result)
             result = None
+        elif method == "send":
+            result = session.direct("put", frames=result)
+        elif directly:
+            inp.close()
     except OSError as error:
         return _refuse(session, explain(error))
     except MadrigalError as error:
@@ -131,8 +138,8 @@ def _write_frames(frames: "Iterator[Frame]") -> None:
     _write(stream.header(b"X", 0, 0))
 
 
-def _waiting() -> None:
-    """Called while something takes time: stop if nobody waits for it any more, else say that we live."""
+def _waiting(**more: int) -> None:
+    """Called while something takes time: stop if nobody waits for it any more, else say that we live, and MORE."""
     global _said
     poll = select.poll()
     poll.register(0, getattr(select, "POLLRDHUP", 0x2000))
@@ -140,7 +147,7 @@ def _waiting() -> None:
         raise HostUnreachable("the front-end is gone")
     if time.monotonic() - _said > HEARTBEAT:
         _said = time.monotonic()
-        _answer({"busy": True})
+        _answer(dict(more, busy=True))
 
 
 def _tell(number: int, frame: "Any") -> None:

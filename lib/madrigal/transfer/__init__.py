@@ -325,6 +325,18 @@ def _way(session: AnySession) -> str:
     return str(next(result["way"] for result in session.done() if isinstance(result, dict) and "way" in result))
 
 
+def _directly(origin: Host, host: Host, work: WorkOfTwo, weight: Weight) -> str | None:
+    """WORK with sessions of which the first gives the other one its data itself; None if that cannot be."""
+    from madrigal.host.direct import DirectSession, is_wanted
+    from madrigal.host.remote import RemoteSession
+
+    if not is_wanted(origin, host):
+        return None
+    with RemoteSession(origin, bulk=False) as given, DirectSession(host, given) as session:
+        carry.limit(given)
+        return work(given, session, weight) + ", directly" if session.connects() else None
+
+
 def _dict(weight: Any) -> Weight:
     return dict(weight)
 
@@ -351,6 +363,8 @@ def _between(
                     return None
                 if weight["allocated"] < carry.BULK:
                     return work(given, session, weight)
+            if not (origin.local or host.local) and (way := _directly(origin, host, work, weight)):
+                return way
             with carry.session(origin, bulk=True) as given, carry.session(host, bulk=True) as session:
                 return work(given, session, weight)
         except DigestMismatch as error:

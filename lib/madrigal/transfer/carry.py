@@ -15,7 +15,7 @@ from madrigal.messages import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from madrigal.host import Host
@@ -59,16 +59,18 @@ def verification() -> str:
 
 def session(host: Host, bulk: bool = False) -> AnySession:
     """A session on HOST, in which no more than LIMIT_TRANSFER_BW of tmrc is sent; raises ConfigError."""
-    return _limited(host.session(bulk))
+    opened = host.session(bulk)
+    limit(opened)
+    return opened
 
 
-def _limited(opened: AnySession) -> AnySession:
-    limit = config.read_shell(f"{config.etc_dir()}/tmrc").get("LIMIT_TRANSFER_BW", "")
-    if limit:
+def limit(opened: AnySession) -> None:
+    """The same for a session that is there."""
+    rate = config.read_shell(f"{config.etc_dir()}/tmrc").get("LIMIT_TRANSFER_BW", "")
+    if rate:
         from madrigal.source import pace
 
-        opened.tell("limit", rate=pace.parse(limit, "LIMIT_TRANSFER_BW of tmrc"))
-    return opened
+        opened.tell("limit", rate=pace.parse(rate, "LIMIT_TRANSFER_BW of tmrc"))
 
 
 def stream(
@@ -87,7 +89,7 @@ def stream(
     """
     terms: Arguments = {"verify": verification()}
     if weight["allocated"] < BULK:
-        return _told(target.receive(origin.send(**send, terms=terms), **receive))
+        return _told(_bring(origin, target, dict(send, terms=terms), receive))
     terms["squeeze"] = True
     if note:
         terms["note"] = note
@@ -98,9 +100,37 @@ def stream(
         terms["known"] = known["files"]
     if known["how"] != "old":
         receive = dict(receive, source=weight["source"])
-        if max(origin.rtt(), target.rtt()) > _LONG and weight.get("is_plain", True):
+        if target.distance(origin) > _LONG and weight.get("is_plain", True):
             return _told(_Lanes(origin, target, send, receive, terms).run())
-    return _told(target.receive(origin.send(**send, terms=terms), **receive))
+    return _told(_bring(origin, target, dict(send, terms=terms), receive))
+
+
+def _bring(
+    origin: AnySession,
+    target: AnySession,
+    send: Arguments,
+    receive: Arguments,
+    check: Callable[[], None] = lambda: None,
+    end: Callable[[], None] = lambda: None,
+    method: str = "receive",
+) -> int:
+    """Session.METHOD on TARGET with what Session.send has on ORIGIN; returns the bytes of data.
+
+    CHECK is called on the way and END when all but the end has been sent; both may raise.
+    """
+    if origin.name and target.name:
+        from madrigal.host.direct import DirectSession
+
+        if isinstance(target, DirectSession):
+            return target.bring(send, receive, check, end, method)
+
+    def frames() -> Iterator[Frame]:
+        for frame in origin.send(**send):
+            check()
+            yield frame
+        end()
+
+    return target.lane(frames(), **receive) if method == "lane" else target.receive(frames(), **receive)
 
 
 def notes(session: AnySession, path: str) -> str:
@@ -141,34 +171,35 @@ class _Lanes:
         for thread in self._threads:
             thread.start()
         try:
-            return self._target.receive(self._first(), **self._receive) + sum(self._counts)
+            send, receive = self._share(0), self._receive
+            return _bring(self._origin, self._target, send, receive, self._check, self._end) + sum(self._counts)
         finally:
             self._over.set()
             for thread in self._threads:
                 thread.join()
 
-    def _first(self) -> Iterator[Frame]:
-        """The share of the session that publishes what all have brought."""
-        yield from self._share(self._origin, 0)
+    def _end(self) -> None:
+        """Let the session that publishes what all bring wait for it."""
         for thread in self._threads:
             thread.join()
+        self._check()
+
+    def _check(self) -> None:
         if self._error:
             raise self._error
 
-    def _share(self, origin: AnySession, number: int) -> Iterator[Frame]:
-        return origin.send(**self._send, terms=dict(self._terms, lane=[number, LANES]))
+    def _share(self, number: int) -> Arguments:
+        return dict(self._send, terms=dict(self._terms, lane=[number, LANES]))
 
     def _bring(self, number: int) -> None:
         try:
-            with _limited(self._origin.another()) as origin, self._target.another() as target:
-                frames = self._while_wanted(self._share(origin, number))
-                to = {"path": self._receive["path"], "source": self._receive["source"]}
-                self._counts.append(target.lane(frames, **to))
+            with self._origin.another() as origin, self._target.another(origin) as target:
+                limit(origin)
+                receive = {"path": self._receive["path"], "source": self._receive["source"]}
+                self._counts.append(_bring(origin, target, self._share(number), receive, self._wanted, method="lane"))
         except BaseException as error:
             self._error = self._error or error
 
-    def _while_wanted(self, frames: Iterator[Frame]) -> Iterator[Frame]:
-        for frame in frames:
-            if self._over.is_set() or self._error:
-                raise HostUnreachable("another connection of the same transfer has failed")
-            yield frame
+    def _wanted(self) -> None:
+        if self._over.is_set() or self._error:
+            raise HostUnreachable("another connection of the same transfer has failed")
