@@ -1,0 +1,102 @@
+"""Which sessions do a piece of work: one, on the machine that sees both ends, or two with a stream between them.
+
+This is the part of the plan (transfer/plan.py) that is taken before anything is planned: what is on one machine never
+leaves it, and its worker takes the cheapest way there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from madrigal.errors import DigestMismatch
+from madrigal.host import Host
+from madrigal.location import Location
+from madrigal.messages import log
+from madrigal.transfer import carry
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from madrigal.host.local import LocalSession
+    from madrigal.host.remote import RemoteSession
+
+    AnySession = LocalSession | RemoteSession
+    Weight = dict[str, Any]  # Session.weigh
+    Work = Callable[[AnySession], str | None]
+    WorkOfTwo = Callable[[AnySession, AnySession, Weight], str]
+    Look = Callable[[AnySession, AnySession], Weight | None]
+
+_ATTEMPTS = 3
+
+
+def carried(
+    verb: str, source: Location, target: Location, weight: Look, here: Work, there: WorkOfTwo, near: Location | None
+) -> None:
+    """Do THERE, with sessions on the machines of SOURCE and TARGET, or HERE, on the one that sees both.
+
+    NEAR: the image among the two, if its directory may be seen by the other's machine too.
+    """
+    began = time.monotonic()
+    origin, host = Host(source.host), Host(target.host)
+    way: str | None = None
+    if is_same(origin, host):
+        with host.session() as session:
+            way = here(session)
+    else:
+
+        def look(given: AnySession, session: AnySession) -> Weight | None:
+            nonlocal way
+            if near is not None:
+                owner, other = (given, session) if near == source else (session, given)
+                if sees(other, owner, near.dir):
+                    owner.done()  # what it has may be what the other one locks
+                    way = here(other)
+                    return None
+            return weight(given, session)
+
+        way = between(origin, host, look, there) or way
+    if way:
+        log(f"{verb} {source} to {target} ({way}, {time.monotonic() - began:.1f} s)")
+
+
+def sees(session: AnySession, owner: AnySession, directory: str) -> bool:
+    """Whether the machine of SESSION sees the DIRECTORY of OWNER's: by a file that is made there, not by names."""
+    probe = os.urandom(8).hex()
+    owner.call("show", path=directory, probe=probe)
+    seen = session.call("see", paths=[directory], probe=probe)
+    owner.call("hide", path=directory, probe=probe)
+    return bool(seen)
+
+
+def is_same(one: Host, other: Host) -> bool:
+    return one.name == other.name or (one.local and other.local)
+
+
+def between(
+    origin: Host,
+    host: Host,
+    look: Look,
+    work: WorkOfTwo,
+) -> str | None:
+    """WORK(session on ORIGIN, session on HOST, weight) if LOOK, given the same, finds a weight to move and not None.
+
+    Much weight gets connections of its own.  What was damaged on its way is sent again.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            with origin.session() as given, host.session() as session:
+                weight = look(given, session)
+                if weight is None:
+                    return None
+                if weight["allocated"] < carry.BULK:
+                    return work(given, session, weight)
+            with origin.session(bulk=True) as given, host.session(bulk=True) as session:
+                return work(given, session, weight)
+        except DigestMismatch as error:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            log(f"{error}; trying again", "WARN")
+    raise AssertionError("not reached")
