@@ -2,12 +2,13 @@
 
 import base64
 import io
+import json
 import os
 import zlib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Union
+    from typing import Any, Callable, Dict, List, Optional, Union
 
     Payload = Union[bytes, memoryview]
 
@@ -17,6 +18,7 @@ SIZE = 16
 _BLOCK = 1 << 20
 _MOST = 1 << 18  # blocks of a file; of a larger one they are larger, so that no list of digests grows beyond 4 MiB
 _NOTHING = bytes(SIZE)  # in the place of a digest: a hole
+_UNKNOWN = b"\xff" * SIZE  # of which nobody has asked
 
 
 def strong() -> str:
@@ -44,6 +46,13 @@ def _new(kind: str, data: "Payload" = b"") -> "Any":
     return hashlib.blake2b(data, digest_size=SIZE) if kind == "blake2b" else hashlib.new(kind, data)
 
 
+def _block_of(size: int) -> int:
+    block = _BLOCK
+    while size > block * _MOST:
+        block *= 2
+    return block
+
+
 def describe(fd: int, waiting: "Callable[[], None]") -> "Dict[str, Any]":
     """{"block": bytes of one, "kind": of digest, "digests": of all blocks of the file FD that are no holes, in base64}.
 
@@ -51,9 +60,8 @@ def describe(fd: int, waiting: "Callable[[], None]") -> "Dict[str, Any]":
     """
     from madrigal.onhost import stream
 
-    size, kind, block = os.fstat(fd).st_size, strong(), _BLOCK
-    while size > block * _MOST:
-        block *= 2
+    size, kind = os.fstat(fd).st_size, strong()
+    block = _block_of(size)
     digests = bytearray(-(-size // block) * SIZE)
     reader, done = Reader(fd), -1
     for offset, _ in stream.extents(fd, 0, size):
@@ -65,6 +73,54 @@ def describe(fd: int, waiting: "Callable[[], None]") -> "Dict[str, Any]":
             )
             done = number
     return {"block": block, "kind": kind, "digests": base64.b64encode(digests).decode()}
+
+
+class Notes:
+    """What describe() would say of the file FD, made while all data of it are read in order, and kept in WHERE."""
+
+    def __init__(self, fd: int, where: str) -> None:
+        self._fd, self._where = fd, where
+        self._about, size = _identity(fd), os.fstat(fd).st_size
+        self._kind, self._block = strong(), _block_of(size)
+        self._digests = bytearray(-(-size // self._block) * SIZE)
+        self._size, self._at, self._made = size, 0, _new(self._kind)
+
+    def see(self, offset: int, data: "Payload") -> None:
+        """DATA, at most 1 MiB and within one block, were read; of a block that is not read whole nothing is noted."""
+        number, within = divmod(offset, self._block)
+        if not within:
+            self._at, self._made = offset, _new(self._kind)
+        if self._at == offset:
+            self._made.update(data)
+            self._at += len(data)
+        whole = self._at == min((number + 1) * self._block, self._size)
+        self._digests[number * SIZE : (number + 1) * SIZE] = self._made.digest()[:SIZE] if whole else _UNKNOWN
+
+    def keep(self) -> None:
+        """The file was read to its end; nothing is kept if it was changed meanwhile."""
+        if _identity(self._fd) != self._about:
+            return
+        digests = base64.b64encode(self._digests).decode()
+        described = {"block": self._block, "kind": self._kind, "digests": digests}
+        temporary = "{}.{}".format(self._where, os.getpid())
+        with open(temporary, "w") as file:
+            json.dump({"of": self._about, "described": described}, file)
+        os.rename(temporary, self._where)
+
+
+def noted(fd: int, where: str) -> "Optional[Dict[str, Any]]":
+    """What Notes has kept in WHERE of the file FD, None if that was changed since."""
+    try:
+        with open(where) as file:
+            kept = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return dict(kept["described"]) if kept["of"] == _identity(fd) else None
+
+
+def _identity(fd: int) -> "List[int]":
+    found = os.fstat(fd)
+    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
 
 
 def describe_all(top: str, waiting: "Callable[[], None]") -> "Dict[str, Any]":

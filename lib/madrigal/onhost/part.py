@@ -28,8 +28,8 @@ class Part:
     """What will be NAME in DIRECTORY (which must exist).  Its `fd` is open until `publish`; UNDO takes it back.
 
     The caller holds the lock of the object, so parts of it are of runs that were killed, and go; but not BESIDE.
-    STAYS: one with the same TAG is gone on with (`is_resumed`), and this one stays if the action is interrupted and
-    much of it is there.
+    STAYS: if the action is interrupted and much of it is there.  RESUME: one with the same TAG that stayed is gone on
+    with (`is_resumed`), unless somebody still writes to it.
     """
 
     def __init__(
@@ -41,16 +41,17 @@ class Part:
         is_dir: bool = False,
         beside: "Optional[Part]" = None,
         stays: bool = False,
+        resume: bool = False,
     ) -> None:
         self._undo, self._stays = undo, stays
         self.directory, self.name = directory, name
         self.part = part_name(name, tag)
         self.is_dir = is_dir
-        self.dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.dir_fd, self.fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), -1
         if beside is None:
-            remove_parts(self.dir_fd, name, but=self.part if stays else "")
+            remove_parts(self.dir_fd, name, but=self.part if resume else "")
         undo.push(self._take_back)
-        self.is_resumed = stays and self._resume()
+        self.is_resumed = resume and self._resume()
         if not self.is_resumed:
             # Readable by nobody else until it is published with its final mode.
             if is_dir:
@@ -64,26 +65,27 @@ class Part:
         return os.open(self.part, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.dir_fd)
 
     def _resume(self) -> bool:
-        """Open what an interrupted run has left; it goes if it is another thing, or if somebody still writes to it."""
+        """Open what an interrupted run has left; it goes if that cannot be done."""
+        end = time.monotonic() + _PATIENCE
         try:
             self.fd = self._open(0)
-        except FileNotFoundError:
-            return False
+            while True:
+                try:
+                    fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return True
+                except BlockingIOError:
+                    if time.monotonic() > end:
+                        raise
+                time.sleep(0.05)
         except OSError:
+            self._close()
             remove(self.dir_fd, self.part)
             return False
-        end = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES) or time.monotonic() > end:
-                    break
-            time.sleep(0.05)
-        os.close(self.fd)
-        remove(self.dir_fd, self.part)
-        return False
+
+    def _close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
     @property
     def path(self) -> str:
@@ -112,7 +114,7 @@ class Part:
             self._undo.push(remove, None, os.path.join(self.directory, self.name))
         os.rename(self.part, self.name, src_dir_fd=self.dir_fd, dst_dir_fd=self.dir_fd)
         os.fsync(self.dir_fd)
-        os.close(self.fd)
+        self._close()
         os.close(self.dir_fd)
         self._undo.forget(self._take_back)
 
@@ -121,13 +123,14 @@ class Part:
         os.fchmod(self.fd, mode)
         os.fsync(self.fd)
         os.rename(self.part, name, src_dir_fd=self.dir_fd, dst_dir_fd=directory.fd)
-        os.close(self.fd)
+        self._close()
         os.close(self.dir_fd)
         self._undo.forget(self._take_back)
 
     def discard(self) -> None:
         """Take it back."""
         self._undo.forget(self._take_back)
+        self._close()
         try:
             remove(self.dir_fd, self.part)
         finally:
@@ -135,6 +138,7 @@ class Part:
 
     def _take_back(self) -> None:
         if self._stays and self._undo.is_interrupted and left(self.path) >= WORTH:
+            self._close()
             os.close(self.dir_fd)
         else:
             self.discard()

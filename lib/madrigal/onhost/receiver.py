@@ -6,7 +6,7 @@ import time
 
 from madrigal.errors import BY_NAME, BadImage, DigestMismatch, HostUnreachable, MadrigalError, NoSpace
 from madrigal.onhost import copy, stream
-from madrigal.onhost.part import Nameless, Part, left, part_name, share, sync
+from madrigal.onhost.part import Nameless, Part, left, share, sync
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ _ZEROS = bytes(1 << 20)
 class Receiver:
     """Writes the frames of one object: `take` gets them, `finish` gives the part.
 
-    SOURCE: what the data are of; then a part of the same that an interrupted run left is gone on with, and this one's
-    stays if it is interrupted.  STAGING: a file is made without a name in that directory.  BASIS: (path within the
+    SOURCE: what the data are of, if the part is to stay when this is interrupted; BEGUN: the part of the same that is
+    gone on with.  STAGING: a file is made without a name in that directory.  BASIS: (path within the
     stream, open file); of that path the frames have only what is not the same in the file.
     """
 
@@ -36,9 +36,10 @@ class Receiver:
         source: str = "",
         staging: str = "",
         basis: "Optional[Tuple[str, int]]" = None,
+        begun: "Optional[Part]" = None,
     ) -> None:
         self._undo, self._directory, self._name = undo, directory, name
-        self._source, self._staging, self._basis = source, staging, basis
+        self._source, self._staging, self._basis, self._begun = source, staging, basis, begun
         self.part: "Optional[Union[Part, Nameless]]" = None
         self.about: "Dict[str, Any]" = {}
         self.bytes = 0
@@ -74,7 +75,7 @@ class Receiver:
         if self.part is None or parent not in self._dirs or name in ("", ".", ".."):
             raise BadImage("the stream has the unexpected path '{}'".format(path))
         where = "/proc/self/fd/{}/{}".format(self.part.fd, path)
-        there = isinstance(self.part, Part) and self.part.is_resumed and os.path.lexists(where)
+        there = self._begun is not None and os.path.lexists(where)
         if about["type"] == "dir":
             if not there:
                 os.mkdir(where, 0o700)
@@ -94,18 +95,23 @@ class Receiver:
         self.about = about
         if about["type"] not in ("file", "dir"):
             raise BadImage("{} is neither a file nor a directory".format(self._name))
-        if self._staging and about["type"] == "file":
+        is_dir = about["type"] == "dir"
+        if self._staging and not is_dir:
             check_space(self._staging, about["allocated"])
             self.part = Nameless(self._undo, self._staging)
+        elif self._begun:
+            check_space(self._directory, about["allocated"] - left(self._begun.path))
+            if self._begun.is_dir != is_dir:
+                raise BadImage("what an interrupted run has left of {} is not what it is now".format(self._name))
+            self.part = self._begun
         else:
-            is_dir, tag = about["type"] == "dir", "stream" + self._source
-            path = os.path.join(self._directory, part_name(self._name, tag))
-            check_space(self._directory, about["allocated"] - left(path))
-            self.part = Part(self._undo, self._directory, self._name, tag, is_dir=is_dir, stays=bool(self._source))
+            check_space(self._directory, about["allocated"])
+            tag, stays = "stream" + self._source, bool(self._source)
+            self.part = Part(self._undo, self._directory, self._name, tag, is_dir, stays=stays)
         if about["type"] == "dir":
             self._dirs[""] = about
             return
-        self._begin_file(self.part.fd, about, isinstance(self.part, Part) and self.part.is_resumed)
+        self._begin_file(self.part.fd, about, self._begun is not None)
 
     def _begin_file(self, fd: int, about: "Dict[str, Any]", there: bool) -> None:
         fill = copy.Filler(self._basis[1], fd).fill if self._basis and self._basis[0] == about["path"] else None

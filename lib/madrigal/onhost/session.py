@@ -33,6 +33,9 @@ class Session(Holding):
     _basis: "Optional[Tuple[str, int]]" = None
     """Which file of what is received next has something in common with which open one."""
 
+    _begun: "Optional[Part]" = None
+    """What an interrupted run has left of what is received next."""
+
     # -- asking ----------------------------------------------------------------------------------------------
 
     def measure(self, path: str) -> "Dict[str, Any]":
@@ -164,21 +167,29 @@ class Session(Holding):
         """What receive() can make PATH of besides what it is sent: {"files": blocks.describe() by path, "how": text}.
 
         That is a file which is much the same, OLD = {"path", "allocated": bytes it has at least, "within": which one of
-        the stream it is}; or what an interrupted run has left of the same SOURCE.  The caller holds PATH.
+        the stream it is, "noted": where blocks.Notes may have kept its digests}; or what an interrupted run has left of
+        the same SOURCE.  The caller holds PATH.
         """
         from madrigal.onhost import blocks
 
         if old and os.path.isfile(old["path"]) and os.stat(old["path"]).st_blocks * 512 >= old["allocated"]:
             fd = os.open(old["path"], os.O_RDONLY | os.O_CLOEXEC)
             self._basis = old["within"], fd
-            return {"files": {old["within"]: blocks.describe(fd, self._waiting)}, "how": "old"}
+            described = blocks.noted(fd, old["noted"]) or blocks.describe(fd, self._waiting)
+            return {"files": {old["within"]: described}, "how": "old"}
         directory, name = os.path.split(path)
-        own = part.part_name(name, "stream" + source)
-        found = blocks.describe_all(os.path.join(directory, own), self._waiting)
-        if found:
-            return {"files": found, "how": "part"}
-        others = part.part_name(name, "stream")[: -len(".part")]
-        is_stale = any(entry.startswith(others) for entry in os.listdir(directory))
+        tag = "stream" + source
+        own = part.part_name(name, tag)
+        if os.path.lexists(os.path.join(directory, own)):
+            # held from now on: what is said of it must still be so when the frames come
+            is_dir = os.path.isdir(os.path.join(directory, own))
+            begun = Part(self._undo, directory, name, tag, is_dir, stays=True, resume=True)
+            if begun.is_resumed:
+                self._begun = begun
+                return {"files": blocks.describe_all(begun.path, self._waiting), "how": "part"}
+            begun.discard()
+        prefix = part.part_name(name, "stream")[: -len(".part")]
+        is_stale = any(entry.startswith(prefix) for entry in os.listdir(directory))
         return {"files": {}, "how": "stale" if is_stale else ""}
 
     # -- making ----------------------------------------------------------------------------------------------
@@ -249,8 +260,8 @@ class Session(Holding):
         from madrigal.onhost.receiver import Receiver
 
         directory, name = os.path.split(path)
-        basis, self._basis = self._basis, None
-        receiver = Receiver(self._undo, directory, name, source, staging or "", basis)
+        (basis, begun), self._basis, self._begun = (self._basis, self._begun), None, None
+        receiver = Receiver(self._undo, directory, name, source, staging or "", basis, begun)
         for frame in frames:
             receiver.take(*frame)
         made = receiver.finish()

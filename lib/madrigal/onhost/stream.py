@@ -159,7 +159,7 @@ def give_open(fd: int, about: "Dict[str, Any]", terms: "Optional[Dict[str, Any]]
 
     TERMS, which all may be missing: `verify`, how data are checked (blocks.check); `lane`, [which, of how many] if
     there are several streams, each with its share; `known`, by path within the stream, what the other side has of
-    files already (blocks.describe).
+    files already (blocks.describe); `note`, also by path, files in which the digests of what is given are kept.
     """
     wanted = terms or {}
     before = os.fstat(fd)
@@ -169,7 +169,10 @@ def give_open(fd: int, about: "Dict[str, Any]", terms: "Optional[Dict[str, Any]]
     described = wanted.get("known", {}).get(about["path"])
     known = blocks.Known(described) if described else None
     checks = Checks(verify)
-    for kind, offset, payload in _content(fd, before.st_size, known, wanted.get("lane") or (0, 1)):
+    lane = wanted.get("lane") or (0, 1)
+    where = wanted.get("note", {}).get(about["path"])
+    notes = blocks.Notes(fd, where) if where and not known and lane[1] == 1 else None  # of what is given whole
+    for kind, offset, payload in _content(fd, before.st_size, known, lane, notes):
         if kind == b"D":
             checks.add(payload)
         if kind != b"V":
@@ -180,6 +183,8 @@ def give_open(fd: int, about: "Dict[str, Any]", terms: "Optional[Dict[str, Any]]
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         name = os.readlink("/proc/self/fd/{}".format(fd))
         raise MadrigalError("{} was changed while it was copied; try again when nobody uses it".format(name))
+    if notes:
+        notes.keep()
     yield b"C", 0, checks.take()
 
 
@@ -203,7 +208,13 @@ class Checks:
         return made
 
 
-def _content(fd: int, size: int, known: "Optional[blocks.Known]", lane: "Sequence[int]") -> "Iterator[Frame]":
+def _content(
+    fd: int,
+    size: int,
+    known: "Optional[blocks.Known]",
+    lane: "Sequence[int]",
+    notes: "Optional[blocks.Notes]",
+) -> "Iterator[Frame]":
     """The D frames, and Z where the other side has something, of a file; V when there are none for long."""
     reader, said = blocks.Reader(fd), time.monotonic()
     for start, end, is_bare in _ranges(size, known, lane, reader):
@@ -215,6 +226,8 @@ def _content(fd: int, size: int, known: "Optional[blocks.Known]", lane: "Sequenc
             data = reader.read(offset, length)
             if len(data) < length:
                 raise BadImage("a file became shorter while it was read; try again when nobody changes it")
+            if notes:
+                notes.see(offset, data)
             for first, last in not_zero(reader.buffer, length):
                 if not is_bare and offset + first > reached:
                     yield b"Z", reached, LENGTH.pack(offset + first - reached)

@@ -109,7 +109,8 @@ def copy_whole(
     def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         begin(session)
         send = {"path": path, "state": given, "whole": True}
-        way = carry.stream(origin, session, send, {"path": disk.path, **wanted}, weight)
+        note = {"disk": carry.notes(origin, path)}  # bring_back() will ask
+        way = carry.stream(origin, session, send, {"path": disk.path, **wanted}, weight, note=note)
         _mark(session, disk.dir, monitor)
         return way
 
@@ -240,7 +241,8 @@ def bring_back(disk: Location, image: Location, state: State | None = None, near
         origin.tell("hold", path=disk.dir)
         session.tell("hold", path=path)
         send = {"path": disk.path, "state": given, "whole": True}
-        old = {"path": path, "allocated": weight["allocated"] // 4, "within": "disk"}
+        noted = carry.notes(session, path)
+        old = {"path": path, "allocated": weight["allocated"] // 4, "within": "disk", "noted": noted}
         way = carry.stream(origin, session, send, {"path": path, "settle": settle}, weight, old)
         session.tell("drop", path=path + ".md5sum")
         session.done()  # the image is safe before the disk goes

@@ -7,7 +7,9 @@ digests first; and where the way is long several connections share the work.
 from __future__ import annotations
 
 import os
+import time
 
+from madrigal import config
 from madrigal.errors import ConfigError, HostUnreachable
 from madrigal.messages import log
 from madrigal.onhost import blocks
@@ -32,6 +34,9 @@ LANES = 4
 
 _LONG = 0.005  # seconds there and back: ssh has 2 MiB on its way at most, 400 MB/s then
 
+_NOTES = ".blocks"
+_NOTES_AGE = 30 * 24 * 3600  # seconds
+
 _HOW = {
     "part": "going on with what an interrupted copy has left of {}",
     "old": "sending what is not the same as in what {} was before",
@@ -55,14 +60,18 @@ def stream(
     receive: Arguments,
     weight: Arguments,
     old: Arguments | None = None,
+    note: Arguments | None = None,
 ) -> str:
     """Have TARGET receive what ORIGIN sends, with these arguments (onhost/session.py); returns how.
 
-    WEIGHT: as Session.weigh has it.  OLD: as for Session.known.  What TARGET makes of it is not safe yet.
+    WEIGHT: as Session.weigh has it.  OLD: as for Session.known.  NOTE: as in the terms of a stream.  What
+    TARGET makes of it is not safe yet.
     """
     terms: Arguments = {"verify": verification()}
     if weight["allocated"] < BULK:
         return _told(target.receive(origin.send(**send, terms=terms), **receive))
+    if note:
+        terms["note"] = note
     known = target.call("known", path=receive["path"], source=weight["source"], old=old)
     if known["how"]:
         log(_HOW[known["how"]].format(receive["path"]))
@@ -73,6 +82,18 @@ def stream(
         if max(origin.rtt(), target.rtt()) > _LONG and weight.get("is_plain", True):
             return _told(_Lanes(origin, target, send, receive, terms).run())
     return _told(target.receive(origin.send(**send, terms=terms), **receive))
+
+
+def notes(session: AnySession, path: str) -> str:
+    """Where the digests of the image PATH of this machine are kept, "" for another machine's."""
+    if session.name:
+        return ""
+    directory = config.run_dir()
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.endswith(_NOTES) and entry.stat().st_mtime < time.time() - _NOTES_AGE:
+                os.unlink(entry.path)
+    return f"{directory}/{path.replace('/', '%')[-200:]}{_NOTES}"
 
 
 def _told(count: int) -> str:

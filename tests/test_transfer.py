@@ -1,0 +1,440 @@
+"""Much data between machines: an interrupted copy is gone on with, older copies spare sending, damage is mended."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Hosts, eventually
+
+from madrigal import transfer
+from madrigal.errors import DigestMismatch, MadrigalError
+from madrigal.host.local import LocalSession
+from madrigal.host.remote import RemoteSession
+from madrigal.location import Location
+from madrigal.onhost import blocks, stream
+from madrigal.onhost.part import WORTH
+from madrigal.transfer import carry
+
+MIB = 1 << 20
+Frame = tuple[bytes, int, bytes | memoryview]
+RAW = {"format": "raw", "snapshot": -1, "image": ""}
+
+
+@pytest.fixture(autouse=True)
+def bulk(monkeypatch: pytest.MonkeyPatch, hosts: Hosts) -> None:
+    """A small amount is much already."""
+    monkeypatch.setattr(carry, "BULK", MIB)
+    monkeypatch.setattr(carry, "_LONG", 60.0)  # a busy machine may look far away
+    for name in ("ONE_LOCATION", "MADRIGAL_SSH_CONFIG", "MADRIGAL_RUN_DIR"):
+        monkeypatch.setenv(name, hosts.env[name])
+
+
+class Flow:
+    """What passes in a transfer: `data` bytes so far; HOOK is called with every frame and may change it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, sender: type[LocalSession] | type[RemoteSession]) -> None:
+        self.data = 0
+        self.sends = 0
+        self.hook: Callable[[Frame], Frame] = lambda frame: frame
+        send = sender.send
+
+        def sending(session: LocalSession | RemoteSession, path: str, **how: object) -> Iterator[Frame]:
+            self.sends += 1
+            for frame in send(session, path, **how):  # type: ignore[arg-type]
+                self.data += len(frame[2]) if frame[0] == b"D" else 0
+                yield self.hook(frame)
+
+        monkeypatch.setattr(sender, "send", sending)
+
+    def stop_after(self, count: int, how: Callable[[], object]) -> None:
+        """Do HOW once, when COUNT bytes have passed."""
+
+        def hook(frame: Frame) -> Frame:
+            if self.data >= count:
+                self.hook = lambda frame: frame
+                how()
+            return frame
+
+        self.hook = hook
+
+
+def written(path: Path, size: int, seed: int = 1) -> bytes:
+    """A file of SIZE bytes with a hole and zeros that are no hole; returns what is in it."""
+    data = bytearray(random.Random(seed).randbytes(size))
+    data[size // 8 : size // 4] = bytes(size // 4 - size // 8)
+    with open(path, "wb") as file:
+        file.write(data[: size // 8])
+        file.seek(size // 8 + (64 << 10))
+        file.write(data[size // 8 + (64 << 10) :])
+    return bytes(data)
+
+
+def parts(directory: Path) -> list[str]:
+    return sorted(name for name in os.listdir(directory) if name.endswith((".part", ".lock")))
+
+
+def cut(hosts: Hosts, name: str) -> None:
+    """End the connections of the sessions on a host."""
+    for pid in hosts.pids(name):
+        if "notty" in Path(f"/proc/{pid}/cmdline").read_text():
+            os.kill(pid, 9)
+    assert eventually(lambda: not hosts.workers(name))
+
+
+# -- going on ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broken", ["connection", "worker", "action"])
+def test_what_has_arrived_is_not_sent_again(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    content = written(tmp_path / "image", 48 * MIB)
+    image, disk = Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0")
+    there = hosts.on("host01", f"{datastore}/17")
+    flow = Flow(monkeypatch, LocalSession)
+
+    def breaks() -> None:
+        if broken == "connection":
+            cut(hosts, "host01")
+        elif broken == "worker":
+            [os.kill(pid, 9) for pid in hosts.workers("host01")]
+        else:
+            raise KeyboardInterrupt
+
+    flow.stop_after(32 * MIB, breaks)
+    with pytest.raises((MadrigalError, KeyboardInterrupt)):
+        transfer.copy(image, disk)
+    assert eventually(lambda: not hosts.workers("host01"))
+    assert not (there / "disk.0").exists()
+    assert [name for name in parts(there) if name.endswith(".part")] == [part(image)]
+
+    before, flow.data = flow.data, 0
+    transfer.copy(image, disk)
+    assert (there / "disk.0").read_bytes() == content
+    assert parts(there) == []
+    # what was in a pipe when it broke goes a second time: at most what pipes and ssh hold
+    assert flow.data <= 42 * MIB - before + 12 * MIB
+    assert (there / "disk.0").stat().st_blocks * 512 <= 42 * MIB + MIB, "zeros were written"
+
+
+def part(source: Location) -> str:
+    return f".disk.0.stream{stream.measure(source.path)['source']}.part"
+
+
+def test_a_disk_that_comes_back_goes_on(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a host to the front-end, with snapshots."""
+    there = hosts.on("host01", f"{datastore}")
+    (there / "17" / "disk.0.snap").mkdir(parents=True)
+    content = written(there / "17" / "disk.0", 48 * MIB)
+    old = written(there / "17" / "disk.0.snap" / "0", 4 * MIB, seed=2)
+    disk, image = Location("host01", f"{datastore}/17/disk.0"), Location("", str(tmp_path / "image"))
+    flow = Flow(monkeypatch, RemoteSession)
+    flow.stop_after(32 * MIB, lambda: cut(hosts, "host01"))
+    with pytest.raises(MadrigalError):
+        transfer.bring_back(disk, image, RAW)
+    assert (there / "17" / "disk.0").read_bytes() == content
+    assert len(parts(tmp_path)) == 1 and not image_exists(image)
+    flow.data = 0
+    transfer.bring_back(disk, image, RAW)
+    assert Path(image.path).read_bytes() == content
+    assert Path(image.path + ".snap/0").read_bytes() == old
+    assert parts(tmp_path) == [] and flow.data < 24 * MIB
+
+
+def image_exists(image: Location) -> bool:
+    return os.path.lexists(image.path)
+
+
+def test_a_vm_that_moves_goes_on(hosts: Hosts, datastore: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = hosts.on("host01", datastore) / "17"
+    source.mkdir(parents=True)
+    contents = {name: written(source / name, size * MIB) for name, size in (("disk.0", 20), ("disk.1", 20))}
+    (source / "disk.2").symlink_to("disk.1")
+    (source / "sub").mkdir(mode=0o500)
+    flow = Flow(monkeypatch, RemoteSession)
+    flow.stop_after(24 * MIB, lambda: cut(hosts, "host02"))
+    one, two = Location("host01", f"{datastore}/17"), Location("host02", f"{datastore}/17")
+    with pytest.raises(MadrigalError):
+        transfer.move(one, two)
+    assert (source / "disk.0").read_bytes() == contents["disk.0"]
+    flow.data = 0
+    transfer.move(one, two)
+    target = hosts.on("host02", datastore) / "17"
+    assert {name: (target / name).read_bytes() for name in contents} == contents
+    assert os.readlink(target / "disk.2") == "disk.1" and (target / "sub").stat().st_mode & 0o777 == 0o500
+    assert not source.exists() and parts(target.parent) == [] and flow.data < 24 * MIB
+
+
+def test_a_source_that_was_changed_starts_over(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path / "image", 48 * MIB)
+    image, disk = Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0")
+    flow = Flow(monkeypatch, LocalSession)
+    flow.stop_after(32 * MIB, lambda: cut(hosts, "host01"))
+    with pytest.raises(MadrigalError):
+        transfer.copy(image, disk)
+    content = written(tmp_path / "image", 44 * MIB, seed=3)
+    flow.data = 0
+    transfer.copy(image, disk)
+    assert "has been changed since a copy of it was interrupted" in capfd.readouterr().err
+    there = hosts.on("host01", f"{datastore}/17")
+    assert (there / "disk.0").read_bytes() == content and parts(there) == []
+    assert flow.data >= 38 * MIB
+
+
+def test_little_is_not_kept(hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "image", 48 * MIB)
+    flow = Flow(monkeypatch, LocalSession)
+    flow.stop_after(WORTH // 2, lambda: cut(hosts, "host01"))
+    with pytest.raises(MadrigalError):
+        transfer.copy(Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0"))
+    assert eventually(lambda: not hosts.on("host01", datastore).exists())
+
+
+def test_what_is_refused_is_not_kept(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path / "image", 48 * MIB)
+    flow = Flow(monkeypatch, LocalSession)
+    flow.stop_after(32 * MIB, lambda: os.utime(tmp_path / "image", (5, 5)))
+    with pytest.raises(MadrigalError, match="was changed while it was copied"):
+        transfer.copy(Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0"))
+    assert eventually(lambda: not hosts.on("host01", datastore).exists())
+
+
+def test_a_part_that_somebody_writes_to_is_left_alone(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection of the interrupted run that still lives must not write into the disk of the next."""
+    content = written(tmp_path / "image", 24 * MIB)
+    image, disk = Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0")
+    there = hosts.on("host01", f"{datastore}/17")
+    there.mkdir(parents=True)
+    (there / part(image)).write_bytes(b"part")
+    with open(there / part(image), "r+b") as stray:
+        fcntl.flock(stray, fcntl.LOCK_SH)
+        transfer.copy(image, disk)
+        stray.write(b"late")
+        stray.flush()
+    assert (there / "disk.0").read_bytes() == content and parts(there) == []
+
+
+# -- damage ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [24, 1])
+def test_damage_on_the_way_is_mended(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    content = written(tmp_path / "image", size * MIB)
+    flow = Flow(monkeypatch, LocalSession)
+
+    def hook(frame: Frame) -> Frame:
+        if frame[0] != b"D" or flow.data < size * MIB // 2:
+            return frame
+        flow.hook = lambda frame: frame
+        return frame[0], frame[1], bytes([frame[2][0] ^ 1]) + bytes(frame[2][1:])
+
+    flow.hook = hook
+    transfer.copy(Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0"))
+    there = hosts.on("host01", f"{datastore}/17")
+    assert (there / "disk.0").read_bytes() == content and parts(there) == [] and flow.sends == 2
+    assert flow.data < (size + 8) * MIB or size == 1
+
+
+def test_damage_that_does_not_end(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path / "image", 24 * MIB)
+    flow = Flow(monkeypatch, LocalSession)
+    flow.hook = lambda frame: (frame[0], frame[1], bytes(frame[2])[:-1] + b"?") if frame[0] == b"D" else frame
+    with pytest.raises(DigestMismatch):
+        transfer.copy(Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0"))
+    assert flow.sends == 3
+    assert not (hosts.on("host01", f"{datastore}/17") / "disk.0").exists()
+
+
+@pytest.mark.parametrize("verify", ["none", "checksum", "digest"])
+def test_every_verification(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verify: str
+) -> None:
+    monkeypatch.setenv("MADRIGAL_VERIFY", verify)
+    content = written(tmp_path / "image", 8 * MIB)
+    transfer.copy(Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0"))
+    assert (hosts.on("host01", f"{datastore}/17") / "disk.0").read_bytes() == content
+
+
+def test_verification_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MADRIGAL_VERIFY", "md5")
+    with pytest.raises(MadrigalError, match="MADRIGAL_VERIFY is 'md5'"):
+        carry.verification()
+
+
+# -- several connections -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way is long."""
+    monkeypatch.setattr(carry, "_LONG", -1.0)
+
+
+def test_several_connections(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, far: None, transport: str
+) -> None:
+    content = written(tmp_path / "image", 80 * MIB)
+    image, disk = Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0")
+    there = hosts.on("host01", f"{datastore}/17")
+    flow = Flow(monkeypatch, LocalSession)
+    transfer.copy(image, disk)
+    assert flow.sends == carry.LANES
+    assert (there / "disk.0").read_bytes() == content and parts(there) == []
+    assert flow.data < 72 * MIB
+
+    back = Location("", str(tmp_path / "back"))
+    flow = Flow(monkeypatch, RemoteSession)
+    transfer.bring_back(disk, back, RAW)
+    assert flow.sends == carry.LANES
+    assert Path(back.path).read_bytes() == content and parts(tmp_path) == []
+
+
+def test_several_connections_from_host_to_host(
+    hosts: Hosts, datastore: str, monkeypatch: pytest.MonkeyPatch, far: None
+) -> None:
+    source = hosts.on("host01", datastore) / "17"
+    source.mkdir(parents=True)
+    contents = {name: written(source / name, size * MIB) for name, size in (("disk.0", 30), ("disk.1", 3), ("x", 0))}
+    flow = Flow(monkeypatch, RemoteSession)
+    transfer.move(Location("host01", f"{datastore}/17"), Location("host02", f"{datastore}/17"))
+    target = hosts.on("host02", datastore) / "17"
+    assert {name: (target / name).read_bytes() for name in contents} == contents
+    assert not source.exists() and parts(target.parent) == [] and flow.sends == carry.LANES
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_several_connections_of_which_one_breaks(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, far: None, which: int
+) -> None:
+    content = written(tmp_path / "image", 80 * MIB)
+    image, disk = Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0")
+    flow = Flow(monkeypatch, LocalSession)
+    flow.stop_after(45 * MIB, lambda: os.kill(hosts.workers("host01")[: which + 1][-1], 9))
+    with pytest.raises(MadrigalError):
+        transfer.copy(image, disk)
+    there = hosts.on("host01", f"{datastore}/17")
+    assert eventually(lambda: not hosts.workers("host01"))
+    assert not (there / "disk.0").exists()
+    flow.data = 0
+    transfer.copy(image, disk)
+    assert (there / "disk.0").read_bytes() == content and parts(there) == []
+    assert flow.data < 64 * MIB
+
+
+# -- an older copy -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["some", "nothing", "shorter", "longer", "zeros", "hole"])
+def test_only_what_is_not_the_same_comes_back(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    there = hosts.on("host01", datastore) / "17"
+    there.mkdir(parents=True)
+    written(tmp_path / "image", 32 * MIB)
+    content = bytearray(written(there / "disk.0", 32 * MIB))
+    with open(there / "disk.0", "r+b") as file:
+        if change == "some":
+            for offset in (0, 10 * MIB + 5, 32 * MIB - 3):
+                content[offset : offset + 3] = b"new"
+        elif change == "shorter":
+            del content[20 * MIB + 1 :]
+        elif change == "longer":
+            content += b"more" * (MIB >> 1)
+        elif change in ("zeros", "hole"):
+            content[9 * MIB + 17 : 14 * MIB] = bytes(5 * MIB - 17)
+        if change == "hole":
+            file.truncate(0)
+            for offset in range(0, len(content), 4096):
+                if any(content[offset : offset + 4096]):
+                    file.seek(offset)
+                    file.write(content[offset : offset + 4096])
+        else:
+            file.write(content)
+        file.truncate(len(content))
+    flow = Flow(monkeypatch, RemoteSession)
+    image = Location("", str(tmp_path / "image"))
+    transfer.bring_back(Location("host01", f"{datastore}/17/disk.0"), image, RAW)
+    assert (tmp_path / "image").read_bytes() == content
+    assert parts(tmp_path) == [] and flow.data <= 5 * MIB
+    assert (tmp_path / "image").stat().st_blocks * 512 <= len(content) + MIB
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_what_an_image_had_is_noted_when_it_goes_out(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_changed: bool
+) -> None:
+    """Then it need not be read again when the disk comes back; unless somebody has changed it."""
+    written(tmp_path / "image", 31 * MIB + 12345)
+    image, disk = Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0")
+    transfer.copy_whole(image, disk, RAW)
+    there = hosts.on("host01", datastore) / "17/disk.0"
+    if is_changed:
+        with open(tmp_path / "image", "r+b") as file:
+            file.seek(20 * MIB)
+            file.write(b"somebody else's")
+    with open(there, "r+b") as file:
+        file.seek(9 * MIB)
+        file.write(b"new")
+        file.truncate(34 * MIB)
+        file.seek(33 * MIB)
+        file.write(b"more")
+    content = there.read_bytes()
+    described: list[int] = []
+    describe = blocks.describe
+    monkeypatch.setattr(blocks, "describe", lambda fd, waiting: described.append(fd) or describe(fd, waiting))
+    flow = Flow(monkeypatch, RemoteSession)
+    transfer.bring_back(disk, image, RAW)
+    assert (tmp_path / "image").read_bytes() == content and parts(tmp_path) == []
+    # the blocks around the zeros are not noted: they are not read whole
+    assert bool(described) == is_changed and flow.data < 6 * MIB
+
+
+def test_an_older_copy_that_is_a_small_one_is_not_looked_at(
+    hosts: Hosts, datastore: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    there = hosts.on("host01", datastore) / "17"
+    there.mkdir(parents=True)
+    written(tmp_path / "image", 1 * MIB)
+    content = written(there / "disk.0", 32 * MIB)
+    transfer.bring_back(Location("host01", f"{datastore}/17/disk.0"), Location("", str(tmp_path / "image")), RAW)
+    assert (tmp_path / "image").read_bytes() == content
+    assert "not the same" not in capfd.readouterr().err
+
+
+# -- blocks ------------------------------------------------------------------------------------------------------
+
+
+def test_blocks_of_a_large_file_are_large(tmp_path: Path) -> None:
+    with open(tmp_path / "image", "w+b") as file:
+        file.truncate(1 << 40)
+        file.seek(1 << 39)
+        file.write(b"x")
+        file.flush()
+        described = blocks.describe(file.fileno(), lambda: None)
+        known = blocks.Known(described)
+        assert known.block == 4 * MIB
+        number = (1 << 39) // known.block
+        assert known.has(number) and not known.has(number - 1) and not known.has((1 << 40) // known.block)
+        reader = blocks.Reader(file.fileno())
+        assert known.is_same(number, reader, known.block)
+        file.seek((1 << 39) + 5 * MIB - 1)
+        file.write(b"y")
+        file.flush()
+        assert known.is_same(number, reader, known.block) and not known.has(number + 1)
