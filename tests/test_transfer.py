@@ -18,7 +18,7 @@ from madrigal.host.remote import RemoteSession
 from madrigal.location import Location
 from madrigal.onhost import blocks, stream
 from madrigal.onhost.part import WORTH
-from madrigal.transfer import carry
+from madrigal.transfer import carry, plan
 
 MIB = 1 << 20
 Frame = tuple[bytes, int, bytes | memoryview]
@@ -29,7 +29,7 @@ RAW = {"format": "raw", "snapshot": -1, "image": ""}
 def bulk(monkeypatch: pytest.MonkeyPatch, hosts: Hosts) -> None:
     """A small amount is much already."""
     monkeypatch.setattr(carry, "BULK", MIB)
-    monkeypatch.setattr(carry, "_LONG", 60.0)  # a busy machine may look far away
+    monkeypatch.setitem(plan.COSTS, "window", (1 << 60, ""))  # a busy machine may look far away
     for name in ("ONE_LOCATION", "MADRIGAL_SSH_CONFIG", "MADRIGAL_RUN_DIR"):
         monkeypatch.setenv(name, hosts.env[name])
 
@@ -284,7 +284,7 @@ def test_verification_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every way is long."""
-    monkeypatch.setattr(carry, "_LONG", -1.0)
+    monkeypatch.setitem(plan.COSTS, "window", (1, ""))
 
 
 def test_several_connections(

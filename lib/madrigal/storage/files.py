@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from madrigal.inspector import Found
     from madrigal.source.schemes import Source
-    from madrigal.transfer import AnySession
+    from madrigal.transfer.route import AnySession
 
 _CONVERTED = ("raw", "qcow2")
 _BESIDE = (".snap", ".md5sum", ".export")

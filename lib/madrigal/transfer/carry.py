@@ -32,8 +32,6 @@ BULK = 128 << 20
 LANES = 4
 """Connections for one transfer where the way is long."""
 
-_LONG = 0.005  # seconds there and back: ssh has 2 MiB on its way at most, 400 MB/s then
-
 _NOTES = ".blocks"
 _NOTES_AGE = 30 * 24 * 3600  # seconds
 
@@ -72,6 +70,8 @@ def stream(
         return _told(target.receive(origin.send(**send, terms=terms), **receive))
     if note:
         terms["note"] = note
+    from madrigal.transfer import plan  # here, because little data are not worth one
+
     known = target.call("known", path=receive["path"], source=weight["source"], old=old)
     if known["how"]:
         log(_HOW[known["how"]].format(receive["path"]))
@@ -79,8 +79,13 @@ def stream(
         terms["known"] = known["files"]
     if known["how"] != "old":
         receive = dict(receive, source=weight["source"])
-        if max(origin.rtt(), target.rtt()) > _LONG and weight.get("is_plain", True):
-            return _told(_Lanes(origin, target, send, receive, terms).run())
+        given, wanted = dict(send, terms=terms), receive
+        workers = {
+            plan.STREAM: lambda: _told(target.receive(origin.send(**given), **wanted)),
+            plan.SEVERAL: lambda: _told(_Lanes(origin, target, send, wanted, terms).run()),
+        }
+        rtt = max(origin.rtt(), target.rtt())
+        return plan.take(plan.between(origin.name, target.name, weight, receive, rtt), workers)
     return _told(target.receive(origin.send(**send, terms=terms), **receive))
 
 

@@ -75,12 +75,7 @@ def is_same(one: Host, other: Host) -> bool:
     return one.name == other.name or (one.local and other.local)
 
 
-def between(
-    origin: Host,
-    host: Host,
-    look: Look,
-    work: WorkOfTwo,
-) -> str | None:
+def between(origin: Host, host: Host, look: Look, work: WorkOfTwo) -> str | None:
     """WORK(session on ORIGIN, session on HOST, weight) if LOOK, given the same, finds a weight to move and not None.
 
     Much weight gets connections of its own.  What was damaged on its way is sent again.
@@ -93,10 +88,21 @@ def between(
                     return None
                 if weight["allocated"] < carry.BULK:
                     return work(given, session, weight)
-            with origin.session(bulk=True) as given, host.session(bulk=True) as session:
-                return work(given, session, weight)
+            return _planned(origin, host, work, weight)
         except DigestMismatch as error:
             if attempt == _ATTEMPTS - 1:
                 raise
             log(f"{error}; trying again", "WARN")
     raise AssertionError("not reached")
+
+
+def _planned(origin: Host, host: Host, work: WorkOfTwo, weight: Weight) -> str:
+    """WORK in the cheapest way between two machines, over connections of its own."""
+    from madrigal.transfer import plan
+
+    def through() -> str:
+        with origin.session(bulk=True) as given, host.session(bulk=True) as session:
+            return work(given, session, weight)
+
+    names = ["" if machine.local else machine.name for machine in (origin, host)]
+    return plan.take(plan.between(*names, weight, {}), {plan.STREAM: through})
