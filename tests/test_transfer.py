@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -421,20 +423,105 @@ def test_an_older_copy_that_is_a_small_one_is_not_looked_at(
 # -- blocks ------------------------------------------------------------------------------------------------------
 
 
+def spans(path: Path, described: dict[str, object]) -> list[tuple[int, int, bool]]:
+    with open(path, "rb") as file:
+        known = blocks.Known(described)
+        found = list(known.spans(0, path.stat().st_size, blocks.Reader(file.fileno())))
+    return [span for span in found if span[1] > span[0]]
+
+
+def described(path: Path) -> dict[str, object]:
+    with open(path, "rb") as file:
+        return blocks.describe(file.fileno(), lambda: None)
+
+
+@pytest.mark.parametrize("block", [64 << 10, 1 * MIB, 4 * MIB])
+def test_blocks_that_are_not_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(blocks, "_BLOCK", block)
+    size = 18 * MIB + 77
+    written(tmp_path / "old", size)
+    shutil.copy(tmp_path / "old", tmp_path / "new")
+    old = described(tmp_path / "old")
+    assert spans(tmp_path / "new", old) == [span for span in spans(tmp_path / "new", old) if span[2]]
+    offsets = [5 * MIB + 1, 5 * MIB + block, 11 * MIB, size - 1]
+    data = bytearray((tmp_path / "old").read_bytes())
+    for offset in offsets:
+        data[offset] ^= 1
+    (tmp_path / "new").write_bytes(data)
+    changed = {
+        number
+        for start, end, bare in spans(tmp_path / "new", old)
+        if not bare
+        for number in _numbers(start, end, block)
+    }
+    assert changed == {offset // block for offset in offsets}
+
+
+def _numbers(start: int, end: int, block: int) -> range:
+    return range(start // block, -(-end // block))
+
+
 def test_blocks_of_a_large_file_are_large(tmp_path: Path) -> None:
-    with open(tmp_path / "image", "w+b") as file:
+    with open(tmp_path / "image", "wb") as file:
         file.truncate(1 << 40)
         file.seek(1 << 39)
         file.write(b"x")
-        file.flush()
-        described = blocks.describe(file.fileno(), lambda: None)
-        known = blocks.Known(described)
-        assert known.block == 4 * MIB
-        number = (1 << 39) // known.block
-        assert known.has(number) and not known.has(number - 1) and not known.has((1 << 40) // known.block)
-        reader = blocks.Reader(file.fileno())
-        assert known.is_same(number, reader, known.block)
-        file.seek((1 << 39) + 5 * MIB - 1)
+    about = described(tmp_path / "image")
+    assert about["block"] == 4 * MIB and len(str(about["digests"])) < 6 * MIB
+    assert all(bare for _, _, bare in spans(tmp_path / "image", about))
+    with open(tmp_path / "image", "r+b") as file:
+        file.seek((1 << 39) + 5)
         file.write(b"y")
-        file.flush()
-        assert known.is_same(number, reader, known.block) and not known.has(number + 1)
+    assert [span for span in spans(tmp_path / "image", about) if not span[2]] == [(1 << 39, (1 << 39) + 4 * MIB, False)]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_file_is_made_of_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """What is sent besides an older copy, or what an interrupted run left, gives the new one."""
+    chance = random.Random(seed)
+    monkeypatch.setattr(blocks, "_BLOCK", chance.choice([4096, 64 << 10, MIB]))
+    monkeypatch.setattr(blocks, "_MOST", chance.choice([4, 1 << 18]))
+    source = tmp_path / "new"
+    pieces = chance.randrange(1, 12)
+    for path in (source, tmp_path / "old"):
+        with open(path, "wb") as file:
+            for number in range(pieces):
+                kind = chance.choice(["same", "same", "hole", "zeros", "other", "other"])
+                length = random.Random(seed + number).choice([1, 4096, 65536, 70001, MIB, MIB + 4096])
+                if kind == "hole":
+                    file.seek(length, os.SEEK_CUR)
+                else:
+                    own = chance if kind == "other" else random.Random(seed + number)
+                    file.write(bytes(length) if kind == "zeros" else own.randbytes(length))
+            file.truncate(max(file.tell() + chance.choice([0, 1, 65536]), 0))
+    session, given = LocalSession(), LocalSession()
+    with session:
+        session.call("hold", path=str(tmp_path / "made"))
+        is_old = chance.random() < 0.5
+        if is_old:
+            old = {"path": str(tmp_path / "old"), "allocated": 0, "within": "", "noted": ""}
+        else:
+            old = None
+            shutil.copy(tmp_path / "old", tmp_path / ".made.streamxyz.part")
+        known = session.call("known", path=str(tmp_path / "made"), source="xyz", old=old)
+        assert known["how"] == ("old" if is_old else "part")
+        frames = given.send(str(source), terms={"known": known["files"]})
+        session.receive(frames, path=str(tmp_path / "made"), source="" if is_old else "xyz")
+    assert (tmp_path / "made").read_bytes() == source.read_bytes()
+    assert parts(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 65536, 20 * MIB + 5])
+def test_notes_say_what_the_file_has(tmp_path: Path, size: int) -> None:
+    written(tmp_path / "image", size)
+    list(stream.give(str(tmp_path / "image"), terms={"note": {"": str(tmp_path / "notes")}}))
+    with open(tmp_path / "image", "rb") as file:
+        noted = blocks.noted(file.fileno(), str(tmp_path / "notes"))
+    assert noted
+    true, found = (base64.b64decode(str(kept["digests"])) for kept in (described(tmp_path / "image"), noted))
+    pairs = [(true[at : at + 16], found[at : at + 16]) for at in range(0, len(true), 16)]
+    assert all(mine == theirs or theirs == b"\xff" * 16 for mine, theirs in pairs) and len(true) == len(found)
+    assert sum(theirs == b"\xff" * 16 for _, theirs in pairs) <= 2
+    os.utime(tmp_path / "image", (1, 1))
+    with open(tmp_path / "image", "rb") as file:
+        assert blocks.noted(file.fileno(), str(tmp_path / "notes")) is None

@@ -8,16 +8,18 @@ import zlib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Union
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
     Payload = Union[bytes, memoryview]
 
 SIZE = 16
 """The bytes of a block's digest."""
 
-_BLOCK = 1 << 20
+_CHUNK = 1 << 20
+_BLOCK = 64 << 10
 _MOST = 1 << 18  # blocks of a file; of a larger one they are larger, so that no list of digests grows beyond 4 MiB
 _NOTHING = bytes(SIZE)  # in the place of a digest: a hole
+_SAME, _BARE, _OTHER = range(3)
 _UNKNOWN = b"\xff" * SIZE  # of which nobody has asked
 
 
@@ -43,7 +45,7 @@ def check(kind: str) -> "Callable[[Payload], bytes]":
 def _new(kind: str, data: "Payload" = b"") -> "Any":
     import hashlib  # here, because most streams are checked without it
 
-    return hashlib.blake2b(data, digest_size=SIZE) if kind == "blake2b" else hashlib.new(kind, data)
+    return hashlib.blake2b(data, digest_size=SIZE) if kind == "blake2b" else hashlib.sha256(data)
 
 
 def _block_of(size: int) -> int:
@@ -63,15 +65,13 @@ def describe(fd: int, waiting: "Callable[[], None]") -> "Dict[str, Any]":
     size, kind = os.fstat(fd).st_size, strong()
     block = _block_of(size)
     digests = bytearray(-(-size // block) * SIZE)
-    reader, done = Reader(fd), -1
-    for offset, _ in stream.extents(fd, 0, size):
-        number = offset // block
-        if number > done:
-            waiting()
-            digests[number * SIZE : (number + 1) * SIZE] = reader.digest(
-                kind, number * block, min(block, size - number * block)
-            )
-            done = number
+    reader, done = Reader(fd), 0
+    for offset, length in stream.extents(fd, 0, size):
+        waiting()
+        start = max(offset // block * block, done)
+        done = min(-(-(offset + length) // block) * block, size)
+        for number, digest in reader.digests(kind, block, start, done):
+            digests[number * SIZE : (number + 1) * SIZE] = digest
     return {"block": block, "kind": kind, "digests": base64.b64encode(digests).decode()}
 
 
@@ -85,16 +85,18 @@ class Notes:
         self._digests = bytearray(-(-size // self._block) * SIZE)
         self._size, self._at, self._made = size, 0, _new(self._kind)
 
-    def see(self, offset: int, data: "Payload") -> None:
-        """DATA, at most 1 MiB and within one block, were read; of a block that is not read whole nothing is noted."""
-        number, within = divmod(offset, self._block)
-        if not within:
-            self._at, self._made = offset, _new(self._kind)
-        if self._at == offset:
-            self._made.update(data)
-            self._at += len(data)
-        whole = self._at == min((number + 1) * self._block, self._size)
-        self._digests[number * SIZE : (number + 1) * SIZE] = self._made.digest()[:SIZE] if whole else _UNKNOWN
+    def see(self, offset: int, data: memoryview) -> None:
+        """DATA were read at OFFSET; of a block that is not read whole nothing is noted."""
+        end = offset + len(data)
+        for start in range(offset // self._block * self._block, end, self._block):
+            number, stop = start // self._block, min(start + self._block, self._size)
+            if offset <= start:
+                self._at, self._made = start, _new(self._kind)
+            if self._at == max(start, offset):
+                self._made.update(data[self._at - offset : min(stop, end) - offset])
+                self._at = min(stop, end)
+            digest = self._made.digest()[:SIZE] if self._at == stop else _UNKNOWN
+            self._digests[number * SIZE : (number + 1) * SIZE] = digest
 
     def keep(self) -> None:
         """The file was read to its end; nothing is kept if it was changed meanwhile."""
@@ -138,28 +140,49 @@ def describe_all(top: str, waiting: "Callable[[], None]") -> "Dict[str, Any]":
 
 
 class Known:
-    """What describe() says of a file, or of several on top of one another, to be asked."""
+    """What describe() says of a file, to be compared with another."""
 
     def __init__(self, described: "Dict[str, Any]") -> None:
         self.block: int = described["block"]
         self._kind = described["kind"]
         self._digests = base64.b64decode(described["digests"])
 
-    def has(self, number: int) -> bool:
-        """Whether there is anything but a hole in block NUMBER."""
-        return self._digests[number * SIZE : (number + 1) * SIZE] not in (_NOTHING, b"")
+    def spans(self, start: int, end: int, reader: "Reader") -> "Iterator[Tuple[int, int, bool]]":
+        """(from, to, whether there is nothing on the other side) of what is not the same as what READER has.
 
-    def is_same(self, number: int, reader: "Reader", length: int) -> bool:
-        """Whether READER has the same block NUMBER, of LENGTH bytes."""
-        found = reader.digest(self._kind, number * self.block, length)
-        return self._digests[number * SIZE : (number + 1) * SIZE] == found
+        START is where a block begins.  Now and then a span of nothing comes while all is the same.
+        """
+        begun, state = start, _SAME
+        window = max(self.block, _CHUNK)
+        for offset in range(start, end, window):
+            stop = min(offset + window, end)
+            for at, found in self._compared(offset, stop, reader):  # a list: who takes a span uses READER too
+                if found != state:
+                    if state != _SAME:
+                        yield begun, at, state == _BARE
+                    begun, state = at, found
+            if state == _SAME:
+                yield stop, stop, True
+        if state != _SAME:
+            yield begun, end, state == _BARE
+
+    def _compared(self, start: int, end: int, reader: "Reader") -> "List[Tuple[int, int]]":
+        numbers = range(start // self.block, -(-end // self.block))
+        theirs = [self._digests[number * SIZE : (number + 1) * SIZE] or _NOTHING for number in numbers]
+        if all(digest == _NOTHING for digest in theirs):
+            return [(start, _BARE)]
+        found = []
+        for number, own in reader.digests(self._kind, self.block, start, end):
+            digest = theirs[number - numbers[0]]
+            found.append((number * self.block, _BARE if digest == _NOTHING else _SAME if digest == own else _OTHER))
+        return found
 
 
 class Reader:
     """Reads an open file into a buffer, always the same."""
 
     def __init__(self, fd: int) -> None:
-        self.buffer = bytearray(_BLOCK)
+        self.buffer = bytearray(_CHUNK)
         self._view = memoryview(self.buffer)
         self._file = io.FileIO(fd, closefd=False)
 
@@ -174,9 +197,16 @@ class Reader:
             done += count
         return self._view[:done]
 
-    def digest(self, kind: str, offset: int, length: int) -> bytes:
-        """Of LENGTH bytes at OFFSET."""
-        made = _new(kind)
-        for start in range(offset, offset + length, _BLOCK):
-            made.update(self.read(start, min(_BLOCK, offset + length - start)))
-        return bytes(made.digest()[:SIZE])
+    def digests(self, kind: str, block: int, start: int, end: int) -> "Iterator[Tuple[int, bytes]]":
+        """(number, digest) of each BLOCK from START, where one begins, to END."""
+        if block >= _CHUNK:
+            for offset in range(start, end, block):
+                made = _new(kind)
+                for at in range(offset, min(offset + block, end), _CHUNK):
+                    made.update(self.read(at, min(_CHUNK, end - at)))
+                yield offset // block, bytes(made.digest()[:SIZE])
+            return
+        for offset in range(start, end, _CHUNK):
+            data = self.read(offset, min(_CHUNK, end - offset))
+            for at in range(0, len(data), block):
+                yield (offset + at) // block, bytes(_new(kind, data[at : at + block]).digest()[:SIZE])

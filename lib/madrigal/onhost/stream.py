@@ -245,17 +245,8 @@ def _ranges(
     stripe = max(STRIPE, known.block if known else 0) if lanes > 1 else max(size, 1)
     for start in range(number * stripe, size, lanes * stripe):
         end = min(start + stripe, size)
-        if not known:
+        if known:
+            for span in known.spans(start, end, reader):
+                yield span
+        else:
             yield start, end, True
-            continue
-        while start < end:
-            stop = start
-            while stop < end and not known.has(stop // known.block):
-                stop += known.block
-            if stop > start:
-                yield start, min(stop, end), True
-            else:
-                is_same = known.is_same(start // known.block, reader, min(known.block, end - start))
-                stop = start + known.block
-                yield start, start if is_same else min(stop, end), False
-            start = stop
