@@ -30,6 +30,8 @@ HOST_PART = (
     "onhost.blocks",
     "onhost.stream",
     "onhost.receiver",
+    "onhost.survey",
+    "onhost.device",
     "onhost.copy",
     "onhost.image",
     "onhost.filesystem",

@@ -6,7 +6,6 @@ import os
 import stat
 import struct
 
-from madrigal.errors import InUse, NotFound
 from madrigal.onhost import part
 from madrigal.onhost.lock import locked_in
 
@@ -15,21 +14,25 @@ if TYPE_CHECKING:
     from typing import Any, Dict, Optional
 
 _FICLONERANGE = 0x4020940D
+HEAD = 1 << 20
+"""Bytes at the beginning of a device that say what is on it."""
+
 _PROBED = 64 << 10  # bytes
 
 
 def survey(path: str) -> "Dict[str, Any]":
     """What PATH leads to: {"kind": file, dir, device, other or nothing, "size", "allocated", "path": without links}.
 
-    Also of where it lies: {"file_system": its number on this machine, "fs_type", "free": bytes}, and {"left": the
-    allocated bytes that an interrupted run has left of it, "used": who uses it, "" if nobody is known to}.
+    Of where it lies: {"file_system": its number on this machine, "fs_type", "free": bytes, "is_writable"}; and {"left":
+    the allocated bytes that an interrupted run has left of it, "used": who uses it, "" if nobody is known to,
+    "is_blank": whether a device begins with zeros}.
     """
     real = os.path.realpath(path)
     directory, name = os.path.split(real)
     try:
         found = os.stat(real)
     except (FileNotFoundError, NotADirectoryError):
-        about = {"kind": "nothing", "size": 0, "allocated": 0, "used": ""}
+        about = {"kind": "nothing", "size": 0, "allocated": 0, "used": "", "is_blank": False}
     else:
         about = _about(real, found)
     above = directory
@@ -42,6 +45,7 @@ def survey(path: str) -> "Dict[str, Any]":
         path=real,
         file_system=os.stat(real if about["kind"] == "dir" else above).st_dev,
         fs_type=_type(above),
+        is_writable=os.access(above, os.W_OK),
         free=free.f_bavail * free.f_frsize,
         left=max([part.left(os.path.join(directory, entry)) for entry in left], default=0),
     )
@@ -50,13 +54,13 @@ def survey(path: str) -> "Dict[str, Any]":
 
 def _about(path: str, found: os.stat_result) -> "Dict[str, Any]":
     if stat.S_ISBLK(found.st_mode):
-        size = device_size(path)
-        return {"kind": "device", "size": size, "allocated": size, "used": _device_used(path)}
+        size, used = device_size(path), _device_used(path)
+        return {"kind": "device", "size": size, "allocated": size, "used": used, "is_blank": _is_blank(path)}
     kind = "dir" if stat.S_ISDIR(found.st_mode) else "file" if stat.S_ISREG(found.st_mode) else "other"
     allocated = part.left(path) if kind == "dir" else found.st_blocks * 512
     locked = locked_in(path)
     used = "a process has locked {}".format(locked) if locked else ""
-    return {"kind": kind, "size": found.st_size, "allocated": allocated, "used": used}
+    return {"kind": kind, "size": found.st_size, "allocated": allocated, "used": used, "is_blank": False}
 
 
 def device_size(path: str) -> int:
@@ -66,6 +70,11 @@ def device_size(path: str) -> int:
         return os.lseek(fd, 0, os.SEEK_END)
     finally:
         os.close(fd)
+
+
+def _is_blank(path: str) -> bool:
+    with open(path, "rb", buffering=0) as file:
+        return not file.read(HEAD).strip(b"\0")
 
 
 def _device_used(path: str) -> str:
@@ -98,10 +107,7 @@ def reflinks(source: str, path: str) -> "Optional[bool]":
     directory = os.path.dirname(os.path.realpath(path))
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
-    try:
-        given = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise NotFound("{} does not exist".format(source)) from None
+    given = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
         made = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError:
@@ -116,12 +122,3 @@ def reflinks(source: str, path: str) -> "Optional[bool]":
     finally:
         os.close(made)
         os.close(given)
-
-
-def need_free(path: str) -> None:
-    """Raise InUse if somebody is known to use PATH, NotFound if it is not there."""
-    found = survey(path)
-    if found["kind"] == "nothing":
-        raise NotFound("{} does not exist".format(path))
-    if found["used"]:
-        raise InUse("{} is in use: {}".format(path, found["used"]))

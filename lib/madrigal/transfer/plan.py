@@ -284,7 +284,9 @@ def _several(facts: Facts) -> Way:
         return Way(SEVERAL, None, why)
     count, before, words = _rest(facts)
     seconds = 2 * _cost("connection") + before + count / _rate(facts, carry.LANES, _here(facts))
-    return Way(SEVERAL, seconds, f"{words} over {carry.LANES} connections, with {facts.rtt * 1000:.1f} ms there and back")
+    return Way(
+        SEVERAL, seconds, f"{words} over {carry.LANES} connections, with {facts.rtt * 1000:.1f} ms there and back"
+    )
 
 
 def _direct(facts: Facts) -> Way:

@@ -104,5 +104,5 @@ def _planned(origin: Host, host: Host, work: WorkOfTwo, weight: Weight) -> str:
         with origin.session(bulk=True) as given, host.session(bulk=True) as session:
             return work(given, session, weight)
 
-    names = ["" if machine.local else machine.name for machine in (origin, host)]
-    return plan.take(plan.between(*names, weight, {}), {plan.STREAM: through})
+    from_, to = ("" if machine.local else machine.name for machine in (origin, host))
+    return plan.take(plan.between(from_, to, weight, {}), {plan.STREAM: through})
