@@ -7,6 +7,7 @@ import fcntl
 import os
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,11 +15,11 @@ import pytest
 from conftest import Hosts, eventually
 
 from madrigal import transfer
-from madrigal.errors import DigestMismatch, MadrigalError
+from madrigal.errors import BadImage, ConfigError, DigestMismatch, MadrigalError
 from madrigal.host.local import LocalSession
 from madrigal.host.remote import RemoteSession
 from madrigal.location import Location
-from madrigal.onhost import blocks, stream
+from madrigal.onhost import blocks, squeeze, stream
 from madrigal.onhost.part import WORTH
 from madrigal.transfer import carry, plan
 
@@ -278,6 +279,101 @@ def test_verification_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("MADRIGAL_VERIFY", "md5")
     with pytest.raises(MadrigalError, match="MADRIGAL_VERIFY is 'md5'"):
         carry.verification()
+
+
+# -- slow ways ---------------------------------------------------------------------------------------------------
+
+
+def text(path: Path, size: int) -> bytes:
+    """A file of SIZE bytes that can be packed."""
+    data = (b"The quick brown fox jumps over the lazy dog. %d\n" * (size // 40) % tuple(range(size // 40)))[:size]
+    path.write_bytes(data)
+    return data
+
+
+def test_a_slow_way_gets_packed_data(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = text(tmp_path / "image", 40 * MIB)
+    kinds: list[bytes] = []
+    flow = Flow(monkeypatch, LocalSession)
+
+    def hook(frame: Frame) -> Frame:
+        kinds.append(frame[0])
+        time.sleep(len(frame[2]) / (20 * MIB))
+        return frame
+
+    flow.hook = hook
+    transfer.copy(Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0"))
+    assert (hosts.on("host01", f"{datastore}/17") / "disk.0").read_bytes() == content
+    assert kinds.count(b"P") > 20, "it was not packed"
+
+
+def test_what_cannot_be_packed_goes_as_it_is(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = written(tmp_path / "image", 24 * MIB)
+    kinds: list[bytes] = []
+    flow = Flow(monkeypatch, LocalSession)
+    flow.hook = lambda frame: kinds.append(frame[0]) or time.sleep(len(frame[2]) / (50 * MIB)) or frame
+    transfer.copy(Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0"))
+    assert (hosts.on("host01", f"{datastore}/17") / "disk.0").read_bytes() == content
+    assert b"P" not in kinds
+
+
+@pytest.mark.parametrize("codec", ["zlib", "zstd"])
+def test_packed_data_that_are_damaged(tmp_path: Path, codec: str) -> None:
+    if codec not in squeeze.codecs():
+        pytest.skip("there is no zstd in this Python, and no package zstandard")
+    squeezer = squeeze.Squeezer([codec])
+    squeezer.sent(64 * MIB, 1000)
+    packed = squeezer.packed(b"word " * 10000)
+    assert packed and len(packed) < 5000
+    unpacker = squeeze.Unpacker(codec, 50000)
+    assert unpacker.unpacked(packed) == b"word " * 10000
+    with pytest.raises(BadImage, match="too large"):
+        squeeze.Unpacker(codec, 49999).unpacked(packed)
+    with pytest.raises(BadImage, match="damaged"):
+        unpacker.unpacked(b"\0" + packed[1:])
+
+
+@pytest.mark.parametrize("way", ["to a host", "from a host", "within a machine", "several connections"])
+def test_no_more_than_the_limit(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setenv("ONE_LOCATION", str(tmp_path / "one"))
+    etc = tmp_path / "one/etc"
+    etc.mkdir(parents=True)
+    (etc / "tmrc").write_text('LIMIT_TRANSFER_BW="8M"\n')
+    monkeypatch.setattr(squeeze, "codecs", list)
+    if way == "several connections":
+        monkeypatch.setitem(plan.COSTS, "window", (1, ""))
+    content = written(tmp_path / "image", 24 * MIB)
+    image, disk = Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0")
+    if way == "from a host":
+        there = hosts.on("host01", f"{datastore}/17")
+        there.mkdir(parents=True)
+        shutil.copy(image.path, there / "disk.0")
+        os.unlink(image.path)
+    began = time.monotonic()
+    if way == "from a host":
+        transfer.bring_back(disk, image, RAW)
+    elif way == "within a machine":
+        transfer.copy(image, Location("", str(tmp_path / "17" / "disk.0")))
+    else:
+        transfer.copy(image, disk)
+    assert time.monotonic() - began > 2.4  # 21 MiB of data
+    found = {"from a host": tmp_path / "image", "within a machine": tmp_path / "17/disk.0"}
+    assert found.get(way, hosts.on("host01", f"{datastore}/17/disk.0")).read_bytes() == content
+
+
+def test_a_limit_that_is_none(hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONE_LOCATION", str(tmp_path / "one"))
+    (tmp_path / "one/etc").mkdir(parents=True)
+    (tmp_path / "one/etc/tmrc").write_text("LIMIT_TRANSFER_BW=fast\n")
+    (tmp_path / "image").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="LIMIT_TRANSFER_BW of tmrc is 'fast'"):
+        transfer.copy(Location("", str(tmp_path / "image")), Location("", str(tmp_path / "17" / "disk.0")))
 
 
 # -- several connections -----------------------------------------------------------------------------------------

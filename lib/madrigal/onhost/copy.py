@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import os
-import time
 
 from madrigal.errors import MadrigalError, NoSpace
 from madrigal.onhost import blocks, stream
@@ -16,17 +15,14 @@ _FICLONE = 0x40049409
 _WINDOW = 32 << 20
 
 
-def copy_file(source: int, target: int, waiting: "Callable[[], None]", pace: "Optional[Pace]" = None) -> str:
+def copy_file(source: int, target: int, waiting: "Callable[[], None]", rate: int = 0) -> str:
     """Copy all of the open file SOURCE to the new, empty file TARGET; returns the way: reflink, copy_file_range, read.
 
-    WAITING is called between pieces and may raise; PACE holds up what is not a reflink.
+    WAITING is called between pieces and may raise; RATE: bytes a second at most, if it is not a reflink (0: any).
     """
     before = os.fstat(source)
-    try:
-        fcntl.ioctl(target, _FICLONE, source)
+    if clone(source, target):
         return "reflink"
-    except OSError:
-        pass  # not one copy-on-write file system
     free = os.fstatvfs(target)
     if before.st_blocks * 512 > free.f_bavail * free.f_frsize:
         raise NoSpace(
@@ -34,7 +30,7 @@ def copy_file(source: int, target: int, waiting: "Callable[[], None]", pace: "Op
                 before.st_blocks * 512 >> 20, free.f_bavail * free.f_frsize >> 20
             )
         )
-    filler = Filler(source, target)
+    filler, pace = Filler(source, target), stream.Pace(rate) if rate else None
     behind = Behind(source, before.st_blocks * 512), Behind(target, before.st_blocks * 512)
     for offset, length in stream.extents(source, 0, before.st_size):
         waiting()
@@ -48,6 +44,15 @@ def copy_file(source: int, target: int, waiting: "Callable[[], None]", pace: "Op
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise MadrigalError("the source was changed while it was copied; try again when nobody uses it")
     return filler.way
+
+
+def clone(source: int, target: int) -> bool:
+    """Let the open file TARGET share all blocks of SOURCE; returns whether the file system could."""
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+        return True
+    except OSError:
+        return False  # not one copy-on-write file system
 
 
 class Filler:
@@ -107,19 +112,3 @@ class Behind:
             for start in (self._done, max(self._done - 4 * _WINDOW, 0)):
                 os.posix_fadvise(self._fd, start, _WINDOW, os.POSIX_FADV_DONTNEED)
             self._done += _WINDOW
-
-
-class Pace:
-    """Holds up who takes bytes, so that never more than RATE a second have been taken on average."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._began = time.monotonic()
-        self._count = 0
-
-    def took(self, count: int) -> None:
-        """Wait until COUNT bytes more are due."""
-        self._count += count
-        wait = self._began + self._count / self._rate - time.monotonic()
-        if wait > 0:
-            time.sleep(wait)

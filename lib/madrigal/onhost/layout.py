@@ -196,8 +196,10 @@ class Layout:
             self._undo.push(back, path)
             how(path)
 
-    def gather(self, source: str, format: str, made: Part, is_going: bool) -> str:
+    def gather(self, source: str, format: str, made: Part, is_going: bool, rate: int) -> str:
         """Put into the directory MADE what `give` sends; returns how.  IS_GOING: the source is not needed any more.
+
+        RATE: as for copy_file().
 
         What is written to later is a file of its own: names in headers are.
         """
@@ -209,15 +211,15 @@ class Layout:
             elif kind == "link":
                 os.symlink(what, target)
             elif not (is_going and (format != "qcow2" or not image.backing(what)) and _linked(what, target)):
-                way = self._copy(what, target)
+                way = self._copy(what, target, rate)
         return way
 
-    def _copy(self, source: str, target: str) -> str:
+    def _copy(self, source: str, target: str, rate: int) -> str:
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         try:
             new = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                return copy.copy_file(fd, new, self._patience[0])
+                return copy.copy_file(fd, new, self._patience[0], rate)
             finally:
                 os.close(new)
         finally:

@@ -5,7 +5,7 @@ import os
 import time
 
 from madrigal.errors import BY_NAME, BadImage, DigestMismatch, HostUnreachable, MadrigalError, NoSpace
-from madrigal.onhost import copy, stream
+from madrigal.onhost import copy, squeeze, stream
 from madrigal.onhost.part import Nameless, Part, left, share, sync
 
 TYPE_CHECKING = False
@@ -120,8 +120,13 @@ class Receiver:
         self._begin_file(self.part.fd, about, self._begun is not None)
 
     def _begin_file(self, fd: int, about: "Dict[str, Any]", there: bool) -> None:
-        fill = copy.Filler(self._basis[1], fd).fill if self._basis and self._basis[0] == about["path"] else None
-        self._file = File(fd, about, about["path"] or self._name, fill, write_zeros if there else None)
+        fill, zero = None, write_zeros if there else None
+        if self._basis and self._basis[0] == about["path"]:
+            if copy.clone(self._basis[1], fd):
+                zero = write_zeros
+            else:
+                fill = copy.Filler(self._basis[1], fd).fill
+        self._file = File(fd, about, about["path"] or self._name, fill, zero)
 
     def finish(self) -> "Union[Part, Nameless, Device]":
         """The whole part, not yet published; a directory has its permissions but for itself."""
@@ -208,10 +213,15 @@ class File:
         self._fill, self._zero = fill, zero
         self._checks = stream.Checks(about.get("verify", "crc32"))
         self._reached = 0
+        self._unpacker: "Optional[squeeze.Unpacker]" = None
         self._behind = copy.Behind(fd, about["allocated"])
 
     def take(self, kind: bytes, offset: int, payload: "Payload") -> int:
         """Do what the frame says; returns how many bytes of data it had."""
+        if kind == b"P":
+            if self._unpacker is None:
+                self._unpacker = squeeze.Unpacker(self.about.get("codec", ""), stream.CHUNK)
+            kind, payload = b"D", self._unpacker.unpacked(payload)
         if kind == b"D":
             self._write(offset, payload)
             return len(payload)

@@ -37,6 +37,9 @@ class Session(Holding):
     _begun: "Optional[Part]" = None
     """What an interrupted run has left of what is received next."""
 
+    _rate = 0
+    """Bytes a second at most that are sent or copied; 0: any."""
+
     # -- asking ----------------------------------------------------------------------------------------------
 
     def measure(self, path: str) -> "Dict[str, Any]":
@@ -172,19 +175,21 @@ class Session(Holding):
         return Guest(*args, stall=self._timeouts["work"], waiting=self._waiting)
 
     def known(self, path: str, source: str, old: "Optional[Dict[str, Any]]" = None) -> "Dict[str, Any]":
-        """What receive() can make PATH of besides what it is sent: {"files": blocks.describe() by path, "how": text}.
+        """{"files": what receive() can make PATH of besides what it is sent, as blocks.describe() has it, by path,
+        "how": old, part, stale (there is a part of something else) or nothing, "codecs": squeeze.codecs()}.
 
         That is a file which is much the same, OLD = {"path", "allocated": bytes it has at least, "within": which one of
         the stream it is, "noted": where blocks.Notes may have kept its digests}; or what an interrupted run has left of
         the same SOURCE.  The caller holds PATH.
         """
-        from madrigal.onhost import blocks
+        from madrigal.onhost import blocks, squeeze
 
+        codecs = squeeze.codecs()
         if old and os.path.isfile(old["path"]) and os.stat(old["path"]).st_blocks * 512 >= old["allocated"]:
             fd = os.open(old["path"], os.O_RDONLY | os.O_CLOEXEC)
             self._basis = old["within"], fd
             described = blocks.noted(fd, old["noted"]) or blocks.describe(fd, self._waiting)
-            return {"files": {old["within"]: described}, "how": "old"}
+            return {"files": {old["within"]: described}, "how": "old", "codecs": codecs}
         directory, name = os.path.split(path)
         tag = "stream" + source
         own = part.part_name(name, tag)
@@ -194,11 +199,15 @@ class Session(Holding):
             begun = Part(self._undo, directory, name, tag, is_dir, stays=True, resume=True)
             if begun.is_resumed:
                 self._begun = begun
-                return {"files": blocks.describe_all(begun.path, self._waiting), "how": "part"}
+                return {"files": blocks.describe_all(begun.path, self._waiting), "how": "part", "codecs": codecs}
             begun.discard()
         prefix = part.part_name(name, "stream")[: -len(".part")]
         is_stale = any(entry.startswith(prefix) for entry in os.listdir(directory))
-        return {"files": {}, "how": "stale" if is_stale else ""}
+        return {"files": {}, "how": "stale" if is_stale else "", "codecs": codecs}
+
+    def limit(self, rate: int) -> None:
+        """Let what is sent and copied from now on have RATE bytes a second at most."""
+        self._rate = rate
 
     # -- making ----------------------------------------------------------------------------------------------
 
@@ -216,6 +225,9 @@ class Session(Holding):
         """
         from madrigal.onhost import stream
 
+        if self._rate:
+            lane = (terms or {}).get("lane") or (0, 1)
+            terms = dict(terms or {}, rate=self._rate / lane[1])
         if state is None:
             return stream.give(path, terms=terms)
         if whole:
@@ -338,7 +350,7 @@ class Session(Holding):
             self.receive(stream.give(source, terms=stream.WITHIN), path)
             return {"way": "files"}
         if kind == "device":
-            self.receive(stream.give(source, terms=stream.WITHIN), path, grow, False, chain, preallocate)
+            self.receive(self.send(source, terms=stream.WITHIN), path, grow, False, chain, preallocate)
             return {"way": "read"}
         made = self.part(path, "copy")
         if lies_on_others:
@@ -347,7 +359,7 @@ class Session(Holding):
         else:
             fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                way = copy.copy_file(fd, made.fd, self._waiting)
+                way = copy.copy_file(fd, made.fd, self._waiting, self._rate)
             finally:
                 os.close(fd)
         self.publish(made, grow, None, chain, preallocate)
@@ -373,7 +385,7 @@ class Session(Holding):
             return {"way": "files"}
         directory, name = os.path.split(path)
         made = Part(self._undo, directory, name, "copy", is_dir=True)
-        way = self._layout().gather(source, state["format"], made, is_going)
+        way = self._layout().gather(source, state["format"], made, is_going, self._rate)
         self._layout().settle(made, grow, settle)
         return {"way": way}
 

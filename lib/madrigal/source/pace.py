@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
 
 from madrigal.errors import ConfigError
+from madrigal.onhost.stream import Pace
 from madrigal.source.schemes import Source
 
 TYPE_CHECKING = False
@@ -31,22 +31,6 @@ def parse(text: str, name: str) -> int | None:
     if not rate:
         raise ConfigError(f"{name} is '{text[:40]}', expected bytes a second such as 10M, 500k or 100000")
     return rate
-
-
-class Pace:
-    """Holds up who takes bytes, so that never more than RATE a second have been taken on average."""
-
-    def __init__(self, rate: int) -> None:
-        self.rate = rate
-        self._began = time.monotonic()
-        self._count = 0
-
-    def took(self, count: int) -> None:
-        """Wait until COUNT bytes more are due."""
-        self._count += count
-        wait = self._began + self._count / self.rate - time.monotonic()
-        if wait > 0:
-            time.sleep(wait)
 
 
 def paced(frames: Iterator[Frame], rate: int) -> Iterator[Frame]:

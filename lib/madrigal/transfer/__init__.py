@@ -71,7 +71,7 @@ def copy(
         begin(session)
         session.tell("copy", source=path, path=disk.path, state=given, **wanted)
         end(session)
-        return _way(session, 1)
+        return _way(session)
 
     def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         begin(session)
@@ -104,7 +104,7 @@ def copy_whole(
         begin(session)
         session.tell("copy_whole", source=path, path=disk.path, state=given, **wanted)
         _mark(session, disk.dir, monitor)
-        return _way(session, 1)
+        return _way(session)
 
     def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         begin(session)
@@ -126,7 +126,7 @@ def save(disk: Location, image: Location, state: State, near: bool = False) -> N
         session.tell("hold", path=disk.dir)
         session.tell("hold", path=path)
         session.tell("copy", source=disk.path, path=path, state=given)
-        return _way(session, 2)
+        return _way(session)
 
     def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         origin.tell("hold", path=disk.dir)
@@ -235,7 +235,7 @@ def bring_back(disk: Location, image: Location, state: State | None = None, near
         session.tell("drop", path=path + ".md5sum")
         session.tell("keep")  # the image is safe before the disk goes
         leave(session)
-        return _way(session, 1)
+        return _way(session)
 
     def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         origin.tell("hold", path=disk.dir)
@@ -272,9 +272,9 @@ def _mark(session: AnySession, vm_dir: str, monitor: str | None) -> None:
         session.tell("mark", path=f"{os.path.dirname(vm_dir)}/.monitor", text=monitor)
 
 
-def _way(session: AnySession, number: int) -> str:
-    """How the work went that SESSION was told of, NUMBER things after the last wait; the session is over then."""
-    return str(session.done()[number]["way"])
+def _way(session: AnySession) -> str:
+    """How the work went that SESSION was told of; the session is over then."""
+    return str(next(result["way"] for result in session.done() if isinstance(result, dict) and "way" in result))
 
 
 def _dict(weight: Any) -> Weight:

@@ -56,7 +56,7 @@ def copy(source: Location, target: Location, replace: bool = False, reads_zeros:
     if not route.is_same(origin, host):
         way = route.between(origin, host, lambda given, _: dict(given.call("measure", path=source.path)), work)
         return way or ""
-    with host.session() as session:
+    with carry.session(host) as session:
         found, there = ready(session, session)
         session.tell("copy", source=found["path"], **receive(there))
         return str(session.done()[-1]["way"])

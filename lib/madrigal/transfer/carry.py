@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from madrigal.host import Host
     from madrigal.host.local import LocalSession
     from madrigal.host.remote import RemoteSession
     from madrigal.onhost.stream import Frame
@@ -51,6 +52,20 @@ def verification() -> str:
     return kinds[chosen] or blocks.strong()
 
 
+def session(host: Host, bulk: bool = False) -> AnySession:
+    """A session on HOST, in which no more than LIMIT_TRANSFER_BW of tmrc is sent; raises ConfigError."""
+    return _limited(host.session(bulk))
+
+
+def _limited(opened: AnySession) -> AnySession:
+    limit = config.read_shell(f"{config.etc_dir()}/tmrc").get("LIMIT_TRANSFER_BW", "")
+    if limit:
+        from madrigal.source import pace
+
+        opened.tell("limit", rate=pace.parse(limit, "LIMIT_TRANSFER_BW of tmrc"))
+    return opened
+
+
 def stream(
     origin: AnySession,
     target: AnySession,
@@ -75,6 +90,7 @@ def stream(
     known = target.call("known", path=receive["path"], source=weight["source"], old=old)
     if known["how"]:
         log(_HOW[known["how"]].format(receive["path"]))
+    terms["codecs"] = known["codecs"]
     if known["files"]:
         terms["known"] = known["files"]
     if known["how"] != "old":
@@ -119,7 +135,7 @@ class _Lanes:
         self._threads = [
             threading.Thread(target=self._bring, args=(number,), daemon=True) for number in range(1, LANES)
         ]
-        self._count = 0
+        self._counts: list[int] = []
         self._error: BaseException | None = None
 
     def run(self) -> int:
@@ -127,7 +143,7 @@ class _Lanes:
         for thread in self._threads:
             thread.start()
         try:
-            return self._target.receive(self._first(), **self._receive) + self._count
+            return self._target.receive(self._first(), **self._receive) + sum(self._counts)
         finally:
             self._over.set()
             for thread in self._threads:
@@ -146,9 +162,10 @@ class _Lanes:
 
     def _bring(self, number: int) -> None:
         try:
-            with self._origin.another() as origin, self._target.another() as target:
+            with _limited(self._origin.another()) as origin, self._target.another() as target:
                 frames = self._while_wanted(self._share(origin, number))
-                self._count += target.lane(frames, path=self._receive["path"], source=self._receive["source"])
+                to = {"path": self._receive["path"], "source": self._receive["source"]}
+                self._counts.append(target.lane(frames, **to))
         except BaseException as error:
             self._error = self._error or error
 

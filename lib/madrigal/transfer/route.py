@@ -43,7 +43,7 @@ def carried(
     origin, host = Host(source.host), Host(target.host)
     way: str | None = None
     if is_same(origin, host):
-        with host.session() as session:
+        with carry.session(host) as session:
             way = here(session)
     else:
 
@@ -82,7 +82,7 @@ def between(origin: Host, host: Host, look: Look, work: WorkOfTwo) -> str | None
     """
     for attempt in range(_ATTEMPTS):
         try:
-            with origin.session() as given, host.session() as session:
+            with carry.session(origin) as given, carry.session(host) as session:
                 weight = look(given, session)
                 if weight is None:
                     return None
@@ -101,7 +101,7 @@ def _planned(origin: Host, host: Host, work: WorkOfTwo, weight: Weight) -> str:
     from madrigal.transfer import plan
 
     def through() -> str:
-        with origin.session(bulk=True) as given, host.session(bulk=True) as session:
+        with carry.session(origin, bulk=True) as given, carry.session(host, bulk=True) as session:
             return work(given, session, weight)
 
     from_, to = ("" if machine.local else machine.name for machine in (origin, host))
