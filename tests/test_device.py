@@ -33,7 +33,7 @@ class Loop:
     def __init__(self, backing: Path, size: int, sector: int) -> None:
         self.backing, self.size = backing, size
         backing.write_bytes(STALE * size)
-        argv = ["losetup", "--find", "--show", "--sector-size", str(sector), backing]
+        argv = ["losetup", "--find", "--show", "--sector-size", str(sector), str(backing)]
         done = subprocess.run(argv, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         self.path = done.stdout.strip()

@@ -35,8 +35,6 @@ def copy(source: Location, target: Location, replace: bool = False, reads_zeros:
         found = given.call("survey", path=source.path)
         there = session.call("survey", path=target.path)
         _refuse(source, target, found, there, given is session, replace, reads_zeros)
-        if given is not session and found["path"] == there["path"] and route.sees(session, given, source.dir):
-            raise UsageError(f"{source} and {target} are one place, which both machines see")
         if found["kind"] != "device" and found["is_writable"]:  # where nothing can be written, no action works
             given.tell("hold", path=_object(found["path"]))
         if there["kind"] != "device":
@@ -49,23 +47,42 @@ def copy(source: Location, target: Location, replace: bool = False, reads_zeros:
         more = {"device": {"reads_zeros": reads_zeros}} if there["kind"] == "device" else {}
         return {"path": there["path"], **more}
 
-    def work(given: AnySession, session: AnySession, weight: Weight) -> str:
-        found, there = ready(given, session)
-        return carry.stream(given, session, {"path": found["path"]}, receive(there), weight)
-
-    if not route.is_same(origin, host):
-        way = route.between(origin, host, lambda given, _: dict(given.call("measure", path=source.path)), work)
-        return way or ""
-    with carry.session(host) as session:
+    def here(session: AnySession) -> str:
         found, there = ready(session, session)
         session.tell("copy", source=found["path"], **receive(there))
         return str(session.done()[-1]["way"])
+
+    way = ""
+
+    def look(given: AnySession, session: AnySession) -> Weight | None:
+        nonlocal way
+        if _sees(session, given, given.call("survey", path=source.path)):
+            given.done()  # that machine sees both, and holds both
+            way = here(session)
+            return None
+        return dict(given.call("measure", path=source.path))
+
+    def there(given: AnySession, session: AnySession, weight: Weight) -> str:
+        found, goal = ready(given, session)
+        return carry.stream(given, session, {"path": found["path"]}, receive(goal), weight)
+
+    if route.is_same(origin, host):
+        with carry.session(host) as session:
+            return here(session)
+    return route.between(origin, host, look, there) or way
 
 
 def _object(path: str) -> str:
     """What is to be held for PATH: of a VM's disk its directory."""
     where = Location("", path)
     return where.dir if where.disk_id is not None else path
+
+
+def _sees(session: AnySession, owner: AnySession, found: Found) -> bool:
+    """Whether the machine of SESSION sees what OWNER has FOUND (onhost/survey.py)."""
+    if found["kind"] == "nothing" or not found["is_writable"]:
+        return False  # nothing can be shown there
+    return route.sees(session, owner, os.path.dirname(found["path"]))
 
 
 def _refuse(
@@ -105,7 +122,7 @@ def facts(source: Location, target: Location) -> plan.Facts:
         if found["kind"] == "nothing":
             raise NotFound(f"{source} does not exist")
         sees = ""
-        if not is_one and found["is_writable"] and route.sees(session, given, os.path.dirname(found["path"])):
+        if not is_one and _sees(session, given, found):
             sees = host.name or "this machine"
             found = session.call("survey", path=source.path, beside=target.path)
         rtt = 0 if is_one else max(given.rtt(), session.rtt())

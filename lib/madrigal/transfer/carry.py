@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from madrigal.host.local import LocalSession
     from madrigal.host.remote import RemoteSession
     from madrigal.onhost.stream import Frame
+    from madrigal.transfer.progress import Transfer
 
     AnySession = LocalSession | RemoteSession
     Arguments = dict[str, Any]
@@ -85,8 +86,6 @@ def stream(
         return _told(target.receive(origin.send(**send, terms=terms), **receive))
     if note:
         terms["note"] = note
-    from madrigal.transfer import plan  # here, because little data are not worth one
-
     known = target.call("known", path=receive["path"], source=weight["source"], old=old)
     if known["how"]:
         log(_HOW[known["how"]].format(receive["path"]))
@@ -95,14 +94,18 @@ def stream(
         terms["known"] = known["files"]
     if known["how"] != "old":
         receive = dict(receive, source=weight["source"])
-        given, wanted = dict(send, terms=terms), receive
+    # here, because little data are not worth it
+    from madrigal.transfer import plan, progress
+
+    with progress.of(receive["path"], 0 if known["files"] else weight["allocated"]) as shown:
         workers = {
-            plan.STREAM: lambda: _told(target.receive(origin.send(**given), **wanted)),
-            plan.SEVERAL: lambda: _told(_Lanes(origin, target, send, wanted, terms).run()),
+            plan.STREAM: lambda: target.receive(shown.follow(origin.send(**send, terms=terms)), **receive),
+            plan.SEVERAL: lambda: _Lanes(origin, target, send, receive, terms, shown).run(),
         }
+        if known["how"] == "old":
+            return _told(workers[plan.STREAM]())
         rtt = max(origin.rtt(), target.rtt())
-        return plan.take(plan.between(origin.name, target.name, weight, receive, rtt), workers)
-    return _told(target.receive(origin.send(**send, terms=terms), **receive))
+        return _told(plan.take(plan.between(origin.name, target.name, weight, receive, rtt), workers))
 
 
 def notes(session: AnySession, path: str) -> str:
@@ -125,11 +128,17 @@ class _Lanes:
     """One transfer over several connections, each with its share of every file."""
 
     def __init__(
-        self, origin: AnySession, target: AnySession, send: Arguments, receive: Arguments, terms: Arguments
+        self,
+        origin: AnySession,
+        target: AnySession,
+        send: Arguments,
+        receive: Arguments,
+        terms: Arguments,
+        shown: Transfer,
     ) -> None:
         import threading
 
-        self._origin, self._target = origin, target
+        self._origin, self._target, self._shown = origin, target, shown
         self._send, self._receive, self._terms = send, receive, terms
         self._over = threading.Event()
         self._threads = [
@@ -158,7 +167,7 @@ class _Lanes:
             raise self._error
 
     def _share(self, origin: AnySession, number: int) -> Iterator[Frame]:
-        return origin.send(**self._send, terms=dict(self._terms, lane=[number, LANES]))
+        return self._shown.follow(origin.send(**self._send, terms=dict(self._terms, lane=[number, LANES])))
 
     def _bring(self, number: int) -> None:
         try:
