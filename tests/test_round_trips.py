@@ -29,7 +29,7 @@ class Meter:
         self.waits: Counter[str] = Counter()
         self.sessions: Counter[str] = Counter()
         self._written: set[Channel] = set()
-        for name in ("read", "readline", "read_exactly"):
+        for name in ("read", "readline", "read_into"):
             monkeypatch.setattr(Channel, name, self._reader(getattr(Channel, name)))
         write, start = Channel.write, Host.start
 

@@ -28,6 +28,7 @@ HOST_PART = (
     "onhost.lock",
     "onhost.part",
     "onhost.blocks",
+    "onhost.pace",
     "onhost.squeeze",
     "onhost.stream",
     "onhost.receiver",

@@ -1,8 +1,7 @@
 """Digests: of what a stream carries, and of a file block by block, so that two sides find what both have."""
 
-import base64
+import binascii
 import io
-import json
 import os
 import zlib
 
@@ -48,6 +47,10 @@ def _new(kind: str, data: "Payload" = b"") -> "Any":
     return hashlib.blake2b(data, digest_size=SIZE) if kind == "blake2b" else hashlib.sha256(data)
 
 
+def _text(digests: bytearray) -> str:
+    return binascii.b2a_base64(digests, newline=False).decode()
+
+
 def _block_of(size: int) -> int:
     block = _BLOCK
     while size > block * _MOST:
@@ -72,7 +75,7 @@ def describe(fd: int, waiting: "Callable[[], None]") -> "Dict[str, Any]":
         done = min(-(-(offset + length) // block) * block, size)
         for number, digest in reader.digests(kind, block, start, done):
             digests[number * SIZE : (number + 1) * SIZE] = digest
-    return {"block": block, "kind": kind, "digests": base64.b64encode(digests).decode()}
+    return {"block": block, "kind": kind, "digests": _text(digests)}
 
 
 class Notes:
@@ -102,7 +105,9 @@ class Notes:
         """The file was read to its end; nothing is kept if it was changed meanwhile."""
         if _identity(self._fd) != self._about:
             return
-        digests = base64.b64encode(self._digests).decode()
+        import json
+
+        digests = _text(self._digests)
         described = {"block": self._block, "kind": self._kind, "digests": digests}
         temporary = "{}.{}".format(self._where, os.getpid())
         with open(temporary, "w") as file:
@@ -112,6 +117,8 @@ class Notes:
 
 def noted(fd: int, where: str) -> "Optional[Dict[str, Any]]":
     """What Notes has kept in WHERE of the file FD, None if that was changed since."""
+    import json
+
     try:
         with open(where) as file:
             kept = json.load(file)
@@ -145,7 +152,7 @@ class Known:
     def __init__(self, described: "Dict[str, Any]") -> None:
         self.block: int = described["block"]
         self._kind = described["kind"]
-        self._digests = base64.b64decode(described["digests"])
+        self._digests = binascii.a2b_base64(described["digests"])
 
     def spans(self, start: int, end: int, reader: "Reader") -> "Iterator[Tuple[int, int, bool]]":
         """(from, to, whether there is nothing on the other side) of what is not the same as what READER has.

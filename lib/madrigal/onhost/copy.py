@@ -6,6 +6,7 @@ import os
 
 from madrigal.errors import MadrigalError, NoSpace
 from madrigal.onhost import blocks, stream
+from madrigal.onhost.pace import Pace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def copy_file(source: int, target: int, waiting: "Callable[[], None]", rate: int
                 before.st_blocks * 512 >> 20, free.f_bavail * free.f_frsize >> 20
             )
         )
-    filler, pace = Filler(source, target), stream.Pace(rate) if rate else None
+    filler, pace = Filler(source, target), Pace(rate) if rate else None
     behind = Behind(source, before.st_blocks * 512), Behind(target, before.st_blocks * 512)
     for offset, length in stream.extents(source, 0, before.st_size):
         waiting()

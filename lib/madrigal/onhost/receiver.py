@@ -213,15 +213,12 @@ class File:
         self._fill, self._zero = fill, zero
         self._checks = stream.Checks(about.get("verify", "crc32"))
         self._reached = 0
-        self._unpacker: "Optional[squeeze.Unpacker]" = None
         self._behind = copy.Behind(fd, about["allocated"])
 
     def take(self, kind: bytes, offset: int, payload: "Payload") -> int:
         """Do what the frame says; returns how many bytes of data it had."""
         if kind == b"P":
-            if self._unpacker is None:
-                self._unpacker = squeeze.Unpacker(self.about.get("codec", ""), stream.CHUNK)
-            kind, payload = b"D", self._unpacker.unpacked(payload)
+            kind, payload = b"D", squeeze.unpacked(payload, stream.CHUNK)
         if kind == b"D":
             self._write(offset, payload)
             return len(payload)

@@ -176,20 +176,19 @@ class Session(Holding):
 
     def known(self, path: str, source: str, old: "Optional[Dict[str, Any]]" = None) -> "Dict[str, Any]":
         """{"files": what receive() can make PATH of besides what it is sent, as blocks.describe() has it, by path,
-        "how": old, part, stale (there is a part of something else) or nothing, "codecs": squeeze.codecs()}.
+        "how": old, part, stale (there is a part of something else) or nothing}.
 
         That is a file which is much the same, OLD = {"path", "allocated": bytes it has at least, "within": which one of
         the stream it is, "noted": where blocks.Notes may have kept its digests}; or what an interrupted run has left of
         the same SOURCE.  The caller holds PATH.
         """
-        from madrigal.onhost import blocks, squeeze
+        from madrigal.onhost import blocks
 
-        codecs = squeeze.codecs()
         if old and os.path.isfile(old["path"]) and os.stat(old["path"]).st_blocks * 512 >= old["allocated"]:
             fd = os.open(old["path"], os.O_RDONLY | os.O_CLOEXEC)
             self._basis = old["within"], fd
             described = blocks.noted(fd, old["noted"]) or blocks.describe(fd, self._waiting)
-            return {"files": {old["within"]: described}, "how": "old", "codecs": codecs}
+            return {"files": {old["within"]: described}, "how": "old"}
         directory, name = os.path.split(path)
         tag = "stream" + source
         own = part.part_name(name, tag)
@@ -199,11 +198,11 @@ class Session(Holding):
             begun = Part(self._undo, directory, name, tag, is_dir, stays=True, resume=True)
             if begun.is_resumed:
                 self._begun = begun
-                return {"files": blocks.describe_all(begun.path, self._waiting), "how": "part", "codecs": codecs}
+                return {"files": blocks.describe_all(begun.path, self._waiting), "how": "part"}
             begun.discard()
         prefix = part.part_name(name, "stream")[: -len(".part")]
         is_stale = any(entry.startswith(prefix) for entry in os.listdir(directory))
-        return {"files": {}, "how": "stale" if is_stale else "", "codecs": codecs}
+        return {"files": {}, "how": "stale" if is_stale else ""}
 
     def limit(self, rate: int) -> None:
         """Let what is sent and copied from now on have RATE bytes a second at most."""

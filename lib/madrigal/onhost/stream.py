@@ -4,7 +4,7 @@ A frame is a kind, an offset and a payload:
 
     O  an object begins: JSON with path ("" for the one that was asked for), type, mode, ...
     D  data of the file that is open, at this offset
-    P  the same, packed (squeeze.py); with what says `codec` in the O frame
+    P  the same, packed (squeeze.py)
     Z  zeros of the file that is open, at this offset: the payload is how many.  Only where the other side may have
        something else there
     V  the checks of all data since the last V, one after the other; how they are made, before anything is packed, says
@@ -26,6 +26,7 @@ import zlib
 
 from madrigal.errors import BadImage, MadrigalError, NotFound
 from madrigal.onhost import blocks, squeeze
+from madrigal.onhost.pace import Pace
 from madrigal.onhost.part import is_part
 
 TYPE_CHECKING = False
@@ -173,16 +174,14 @@ def give_open(fd: int, about: "Dict[str, Any]", terms: "Optional[Dict[str, Any]]
     TERMS, which all may be missing: `verify`, how data are checked (blocks.check); `lane`, [which, of how many] if
     there are several streams, each with its share; `known`, by path within the stream, what the other side has of
     files already (blocks.describe); `note`, also by path, files in which the digests of what is given are kept;
-    `codecs`, how data may be packed (squeeze.py); `rate`, bytes a second at most.
+    `squeeze`, whether data may be packed (squeeze.py); `rate`, bytes a second at most.
     """
     wanted = terms or {}
     before = os.fstat(fd)
     verify = wanted.get("verify", "crc32")
     size = os.lseek(fd, 0, os.SEEK_END)  # also of a block device
     about = dict(about, size=size, mtime=before.st_mtime_ns, verify=verify)
-    squeezer = squeeze.Squeezer(wanted["codecs"]) if wanted.get("codecs") else None
-    if squeezer:
-        about["codec"] = squeezer.codec
+    squeezer = squeeze.Squeezer() if wanted.get("squeeze") else None
     pace = Pace(wanted["rate"]) if wanted.get("rate") else None
     yield b"O", 0, json.dumps(about).encode()
     described = wanted.get("known", {}).get(about["path"])
@@ -214,22 +213,6 @@ def give_open(fd: int, about: "Dict[str, Any]", terms: "Optional[Dict[str, Any]]
     if notes:
         notes.keep()
     yield b"C", 0, checks.take()
-
-
-class Pace:
-    """Holds up who takes bytes, so that never more than RATE a second have been taken on average."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._began = time.monotonic()
-        self._count = 0
-
-    def took(self, count: int) -> None:
-        """Wait until COUNT bytes more are due."""
-        self._count += count
-        wait = self._began + self._count / self._rate - time.monotonic()
-        if wait > 0:
-            time.sleep(wait)
 
 
 class Checks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from madrigal.errors import ConfigError
-from madrigal.onhost.stream import Pace
+from madrigal.onhost.pace import Pace
 from madrigal.source.schemes import Source
 
 TYPE_CHECKING = False

@@ -12,7 +12,6 @@ import time
 from madrigal import config
 from madrigal.errors import ConfigError, HostUnreachable
 from madrigal.messages import log
-from madrigal.onhost import blocks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +49,11 @@ def verification() -> str:
     kinds = {"none": "none", "checksum": "crc32", "digest": ""}
     if chosen not in kinds:
         raise ConfigError(f"MADRIGAL_VERIFY is '{chosen}', expected none, checksum or digest")
-    return kinds[chosen] or blocks.strong()
+    if not kinds[chosen]:
+        from madrigal.onhost import blocks
+
+        return blocks.strong()
+    return kinds[chosen]
 
 
 def session(host: Host, bulk: bool = False) -> AnySession:
@@ -84,12 +87,12 @@ def stream(
     terms: Arguments = {"verify": verification()}
     if weight["allocated"] < BULK:
         return _told(target.receive(origin.send(**send, terms=terms), **receive))
+    terms["squeeze"] = True
     if note:
         terms["note"] = note
     known = target.call("known", path=receive["path"], source=weight["source"], old=old)
     if known["how"]:
         log(_HOW[known["how"]].format(receive["path"]))
-    terms["codecs"] = known["codecs"]
     if known["files"]:
         terms["known"] = known["files"]
     if known["how"] != "old":
