@@ -23,9 +23,10 @@ import pytest
 from conftest import TREE, Hosts, eventually
 
 from madrigal import cli, transfer
-from madrigal.errors import ConfigError
-from madrigal.host import Host
+from madrigal.errors import ConfigError, HostUnreachable
+from madrigal.host import Host, remote
 from madrigal.host.local import LocalSession
+from madrigal.host.remote import RemoteSession
 from madrigal.location import Location
 from madrigal.onhost.part import WORTH
 from madrigal.transfer import by_hand, carry, plan, progress
@@ -331,6 +332,26 @@ def test_the_worker_takes_the_next_way_as_the_plan_has_them(tmp_path: Path, imag
     assert by_hand.copy(Location("", str(image)), Location("", str(tmp_path / "copy"))) == possible[0]
 
 
+@pytest.mark.parametrize("which", [RemoteSession, LocalSession])
+def test_connections_that_cannot_be_had(
+    madrigal: Command, hosts: Hosts, datastore: str, own: Path, monkeypatch: pytest.MonkeyPatch, which: type
+) -> None:
+    """Nothing has moved yet: one connection does it then."""
+
+    def refused(_: object) -> None:
+        raise HostUnreachable("host01 has enough connections")
+
+    monkeypatch.setattr(carry, "BULK", MIB)
+    monkeypatch.setitem(plan.COSTS, "window", (1, ""))
+    monkeypatch.setattr(which, "another", refused)
+    hosts.on("host01", datastore).mkdir(parents=True)
+    madrigal("transfer", "copy", str(own), f"host01:{datastore}/image")
+    assert "the way 'several connections' to" in madrigal.err
+    assert "does not work: host01 has enough connections; taking the next" in madrigal.err
+    assert hosts.on("host01", f"{datastore}/image").read_bytes() == own.read_bytes()
+    assert os.listdir(hosts.on("host01", datastore)) == ["image"]
+
+
 # -- progress ------------------------------------------------------------------------------------------------------
 
 
@@ -402,6 +423,29 @@ def test_a_reader_that_is_slow_holds_nothing_up(
     transfer.copy(Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0"))
     os.close(read)
     os.close(write)
+
+
+@pytest.mark.parametrize("machine", ["", "host01:"])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_progress_within_a_machine(
+    madrigal: Command, hosts: Hosts, tmp_path: Path, kind: str, machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carry, "BULK", 2 * MIB)
+    monkeypatch.setattr(progress, "_SELDOM", 0)
+    monkeypatch.setenv("MADRIGAL_PROGRESS", str(tmp_path / "progress"))
+    source = tmp_path / "source"
+    if kind == "directory":
+        source.mkdir()
+    with open(source / "x" if kind == "directory" else source, "wb") as file:
+        file.write(os.urandom(16 * MIB))
+    program = remote.program()  # of which the worker says something every few seconds only
+    assert b"HEARTBEAT = 5.0" in program
+    monkeypatch.setattr(remote, "program", lambda: program.replace(b"HEARTBEAT = 5.0", b"HEARTBEAT = -1."))
+    madrigal("transfer", "copy", f"{machine}{source}", f"{machine}{tmp_path}/copy")
+    lines = [json.loads(line) for line in (tmp_path / "progress").read_text().splitlines()]
+    counts = [line["bytes"] for line in lines]
+    assert len(counts) > 5 and counts == sorted(counts) and 8 * MIB < counts[-1] <= 16 * MIB
+    assert lines[0]["total"] >= 16 * MIB
 
 
 def test_ps(madrigal: Command, hosts: Hosts, datastore: str, tmp_path: Path, slow: None) -> None:

@@ -292,7 +292,7 @@ def test_large_gaps_are_zeroed_when_nobody_waits(loops: Callable[..., Loop], tmp
         file.seek(150 * MIB)
         file.write(b"end")
     waits = []
-    session = Session({"lock": 10, "work": 10}, lambda: waits.append(1))
+    session = Session({"lock": 10, "work": 10}, lambda **_: waits.append(1))
     session.receive(stream.give(str(tmp_path / "image")), loop.path, device={"reads_zeros": False})
     session.done()
     assert waits

@@ -15,7 +15,7 @@ from madrigal.onhost import stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any, Self
 
     from madrigal.host import Host
@@ -105,6 +105,8 @@ class RemoteSession:
         self._is_ready = False
         self._owed = 0
         """Answers that have not been read."""
+        self.heard: Callable[[int], None] = lambda sent: None
+        """Is called now and then while the host works, with what it has SENT to another host so far; may raise."""
         self._channel: Channel | None = self._start()
 
     @property
@@ -283,7 +285,7 @@ class RemoteSession:
 
     def _answer(self) -> Any:
         while "busy" in (answer := self._line()):
-            pass
+            self.heard(answer.get("bytes", 0))
         return answer["ok"]
 
     def _line(self, begun: bytes = b"") -> dict[str, Any]:

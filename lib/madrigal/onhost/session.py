@@ -299,6 +299,14 @@ class Session(Holding):
             self.publish(made, grow, receiver.about["mode"] if keep_mode else None, chain, preallocate)
         return receiver.bytes
 
+    def _within(self, frames: "Iterator[Frame]") -> "Iterator[Frame]":
+        """FRAMES that leave no machine: nobody else says meanwhile that we live."""
+        count = 0
+        for frame in frames:
+            self._waiting(bytes=count)
+            count += len(frame[2]) if frame[0] == b"D" else 0
+            yield frame
+
     def _device(self, path: str, about: "Dict[str, Any]") -> "Device":
         from madrigal.onhost.device import Device
 
@@ -332,7 +340,7 @@ class Session(Holding):
         from madrigal.onhost import copy, stream
 
         if device is not None:
-            self.receive(self.send(source, state, terms=stream.WITHIN), path, device=device)
+            self.receive(self._within(self.send(source, state, terms=stream.WITHIN)), path, device=device)
             return {"way": "read"}
         if state is not None and state.get("guest"):
             made = self.part(path, "copy")
@@ -346,10 +354,11 @@ class Session(Holding):
             source, lies_on_others = layout.state(source, state)
         kind = stream.measure(source)["type"]
         if kind == "dir":
-            self.receive(stream.give(source, terms=stream.WITHIN), path)
+            self.receive(self._within(stream.give(source, terms=stream.WITHIN)), path)
             return {"way": "files"}
         if kind == "device":
-            self.receive(self.send(source, terms=stream.WITHIN), path, grow, False, chain, preallocate)
+            frames = self._within(self.send(source, terms=stream.WITHIN))
+            self.receive(frames, path, grow, False, chain, preallocate)
             return {"way": "read"}
         made = self.part(path, "copy")
         if lies_on_others:
@@ -380,7 +389,7 @@ class Session(Holding):
         from madrigal.onhost import layout, stream
 
         if os.path.isdir(source):  # an image of 3.4
-            self.receive(layout.give(source, state["format"], stream.WITHIN), path, grow, settle=settle)
+            self.receive(self._within(layout.give(source, state["format"], stream.WITHIN)), path, grow, settle=settle)
             return {"way": "files"}
         directory, name = os.path.split(path)
         made = Part(self._undo, directory, name, "copy", is_dir=True)
@@ -468,7 +477,7 @@ class Session(Holding):
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-        self.receive(stream.give(source, terms=stream.WITHIN), path, keep_mode=True)
+        self.receive(self._within(stream.give(source, terms=stream.WITHIN)), path, keep_mode=True)
         self._undo.clear()  # the copy is whole, from here on it is what counts
         self._remove(source)
         return {"way": "files"}

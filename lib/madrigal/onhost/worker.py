@@ -133,8 +133,8 @@ def _write_frames(frames: "Iterator[Frame]") -> None:
     _write(stream.HEADER.pack(b"X", 0, 0))
 
 
-def _waiting() -> None:
-    """Called while something takes time: stop if nobody waits for it any more, else say that we live."""
+def _waiting(**more: int) -> None:
+    """Called while something takes time: stop if nobody waits for it any more, else say that we live, and MORE."""
     global _said
     poll = select.poll()
     poll.register(0, getattr(select, "POLLRDHUP", 0x2000))
@@ -142,7 +142,7 @@ def _waiting() -> None:
         raise HostUnreachable("the front-end is gone")
     if time.monotonic() - _said > HEARTBEAT:
         _said = time.monotonic()
-        _answer({"busy": True})
+        _answer(dict(more, busy=True))
 
 
 def _tell(number: int, frame: "Any") -> None:

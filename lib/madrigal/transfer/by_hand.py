@@ -1,7 +1,4 @@
-"""What an administrator copies: an image, a directory or a block device, from anywhere to anywhere, as it is.
-
-Drivers that put images on block devices use it too.
-"""
+"""What an administrator copies: an image, a directory or a block device, from anywhere to anywhere, as it is."""
 
 from __future__ import annotations
 
@@ -49,8 +46,9 @@ def copy(source: Location, target: Location, replace: bool = False, reads_zeros:
 
     def here(session: AnySession) -> str:
         found, there = ready(session, session)
-        session.tell("copy", source=found["path"], **receive(there))
-        return str(session.done()[-1]["way"])
+        with route.watched(session, there["path"], found["allocated"]):
+            session.tell("copy", source=found["path"], **receive(there))
+            return str(session.done()[-1]["way"])
 
     way = ""
 
@@ -134,6 +132,7 @@ def facts(source: Location, target: Location) -> plan.Facts:
         sees=sees,
         reflinks=found["reflinks"],
         rtt=rtt,
+        limit=carry.limit(),
     )
 
 

@@ -10,7 +10,7 @@ import os
 import time
 
 from madrigal import config
-from madrigal.errors import ConfigError, HostUnreachable
+from madrigal.errors import ConfigError, HostUnreachable, MadrigalError
 from madrigal.messages import log
 
 TYPE_CHECKING = False
@@ -61,12 +61,20 @@ def session(host: Host, bulk: bool = False) -> AnySession:
     return _limited(host.session(bulk))
 
 
-def _limited(opened: AnySession) -> AnySession:
-    limit = config.read_shell(f"{config.etc_dir()}/tmrc").get("LIMIT_TRANSFER_BW", "")
-    if limit:
-        from madrigal.source import pace
+def limit() -> int:
+    """Bytes a second that LIMIT_TRANSFER_BW of tmrc allows, 0 for any; raises ConfigError."""
+    chosen = config.read_shell(f"{config.etc_dir()}/tmrc").get("LIMIT_TRANSFER_BW", "")
+    if not chosen:
+        return 0
+    from madrigal.source import pace
 
-        opened.tell("limit", rate=pace.parse(limit, "LIMIT_TRANSFER_BW of tmrc"))
+    return pace.parse(chosen, "LIMIT_TRANSFER_BW of tmrc") or 0
+
+
+def _limited(opened: AnySession) -> AnySession:
+    rate = limit()
+    if rate:
+        opened.tell("limit", rate=rate)
     return opened
 
 
@@ -143,7 +151,7 @@ class _Lanes:
 
         self._origin, self._target, self._shown = origin, target, shown
         self._send, self._receive, self._terms = send, receive, terms
-        self._over = threading.Event()
+        self._over, self._opened = threading.Event(), threading.Barrier(LANES)
         self._threads = [
             threading.Thread(target=self._bring, args=(number,), daemon=True) for number in range(1, LANES)
         ]
@@ -155,11 +163,26 @@ class _Lanes:
         for thread in self._threads:
             thread.start()
         try:
+            self._wait()
             return self._target.receive(self._first(), **self._receive) + sum(self._counts)
         finally:
             self._over.set()
+            self._opened.abort()
             for thread in self._threads:
                 thread.join()
+
+    def _wait(self) -> None:
+        """Return when all connections are there; raises plan.Unfit if one cannot be had."""
+        from threading import BrokenBarrierError
+
+        from madrigal.transfer.plan import Unfit
+
+        try:
+            self._opened.wait()
+        except BrokenBarrierError:
+            if not isinstance(self._error, MadrigalError):
+                raise self._error or HostUnreachable("a connection was given up") from None
+            raise Unfit(str(self._error)) from None
 
     def _first(self) -> Iterator[Frame]:
         """The share of the session that publishes what all have brought."""
@@ -175,11 +198,15 @@ class _Lanes:
     def _bring(self, number: int) -> None:
         try:
             with _limited(self._origin.another()) as origin, self._target.another() as target:
+                for session in origin, target:
+                    session.call("exists", path="/")
+                self._opened.wait()
                 frames = self._while_wanted(self._share(origin, number))
                 to = {"path": self._receive["path"], "source": self._receive["source"]}
                 self._counts.append(target.lane(frames, **to))
         except BaseException as error:
             self._error = self._error or error
+            self._opened.abort()
 
     def _while_wanted(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         for frame in frames:

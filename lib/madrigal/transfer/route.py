@@ -6,6 +6,7 @@ leaves it, and its worker takes the cheapest way there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -17,11 +18,12 @@ from madrigal.transfer import carry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from madrigal.host.local import LocalSession
     from madrigal.host.remote import RemoteSession
+    from madrigal.transfer.progress import Transfer
 
     AnySession = LocalSession | RemoteSession
     Weight = dict[str, Any]  # Session.weigh
@@ -43,7 +45,7 @@ def carried(
     origin, host = Host(source.host), Host(target.host)
     way: str | None = None
     if is_same(origin, host):
-        with carry.session(host) as session:
+        with carry.session(host) as session, watched(session, target.path):
             way = here(session)
     else:
 
@@ -53,13 +55,35 @@ def carried(
                 owner, other = (given, session) if near == source else (session, given)
                 if sees(other, owner, near.dir):
                     owner.done()  # what it has may be what the other one locks
-                    way = here(other)
+                    with watched(other, target.path):
+                        way = here(other)
                     return None
             return weight(given, session)
 
         way = between(origin, host, look, there) or way
     if way:
         log(f"{verb} {source} to {target} ({way}, {time.monotonic() - began:.1f} s)")
+
+
+@contextlib.contextmanager
+def watched(session: AnySession, path: str, total: int = 0) -> Iterator[None]:
+    """Report on what SESSION makes as PATH on its machine, when it has become much; TOTAL: as for progress.of()."""
+    begun: list[Transfer] = []
+
+    def heard(count: int) -> None:
+        if count >= carry.BULK and not begun:
+            from madrigal.transfer import progress
+
+            begun.append(progress.Transfer(path, total, progress.sinks()))
+        for shown in begun:
+            shown.reached(count)
+
+    session.heard = heard
+    try:
+        yield
+    finally:
+        for shown in begun:
+            shown.close()
 
 
 def sees(session: AnySession, owner: AnySession, directory: str) -> bool:
