@@ -354,7 +354,7 @@ class Session(Holding):
             source, lies_on_others = layout.state(source, state)
         kind = stream.measure(source)["type"]
         if kind == "dir":
-            self.receive(self._within(stream.give(source, terms=stream.WITHIN)), path)
+            self.receive(self._within(self.send(source, terms=stream.WITHIN)), path)
             return {"way": "files"}
         if kind == "device":
             frames = self._within(self.send(source, terms=stream.WITHIN))
@@ -386,10 +386,10 @@ class Session(Holding):
 
         SETTLE and IS_GOING: onhost/layout.py.
         """
-        from madrigal.onhost import layout, stream
+        from madrigal.onhost import stream
 
         if os.path.isdir(source):  # an image of 3.4
-            self.receive(self._within(layout.give(source, state["format"], stream.WITHIN)), path, grow, settle=settle)
+            self.receive(self._within(self.send(source, state, True, stream.WITHIN)), path, grow, settle=settle)
             return {"way": "files"}
         directory, name = os.path.split(path)
         made = Part(self._undo, directory, name, "copy", is_dir=True)
@@ -477,7 +477,7 @@ class Session(Holding):
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-        self.receive(self._within(stream.give(source, terms=stream.WITHIN)), path, keep_mode=True)
+        self.receive(self._within(self.send(source, terms=stream.WITHIN)), path, keep_mode=True)
         self._undo.clear()  # the copy is whole, from here on it is what counts
         self._remove(source)
         return {"way": "files"}

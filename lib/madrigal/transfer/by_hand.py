@@ -62,7 +62,12 @@ def copy(source: Location, target: Location, replace: bool = False, reads_zeros:
 
     def there(given: AnySession, session: AnySession, weight: Weight) -> str:
         found, goal = ready(given, session)
-        return carry.stream(given, session, {"path": found["path"]}, receive(goal), weight)
+        to, old = receive(goal), None
+        if (found["kind"], goal["kind"]) == ("file", "file"):
+            known = plan.between(given.name, session.name, weight, to, old=goal["allocated"])
+            if plan.is_best(plan.DELTA, known):
+                old = {"path": goal["path"], "allocated": 1, "within": "", "noted": ""}
+        return carry.stream(given, session, {"path": found["path"]}, to, weight, old)
 
     if route.is_same(origin, host):
         with carry.session(host) as session:
@@ -132,6 +137,7 @@ def facts(source: Location, target: Location) -> plan.Facts:
         sees=sees,
         reflinks=found["reflinks"],
         rtt=rtt,
+        no_direct="data between two hosts pass this machine",
         limit=carry.limit(),
     )
 
