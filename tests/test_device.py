@@ -17,12 +17,14 @@ from madrigal.errors import BadImage, InUse, MadrigalError, NoSpace, NotFound, N
 from madrigal.host import Host
 from madrigal.host.local import LocalSession
 from madrigal.location import Location
-from madrigal.onhost import device, stream
+from madrigal.onhost import device, stream, survey
 from madrigal.onhost.session import Session
 from madrigal.transfer import by_hand, carry, plan
 
 KIB, MIB = 1 << 10, 1 << 20
 STALE = b"\xaa"
+BEGUN = survey.BEGUN.ljust(MIB, b"\0")
+"""What a device begins with that is not complete."""
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="loop devices need root")
 
@@ -212,7 +214,44 @@ def test_what_failed_looks_like_nothing(
     with pytest.raises((Broken, MadrigalError)), Host(machine).session() as session:
         session.receive(frames(tmp_path / "image", count), path=loop.path, device={"reads_zeros": False})
     assert eventually(lambda: not machine or not hosts.workers(machine))
-    assert loop.content()[:MIB] == bytes(MIB)
+    assert loop.content()[:MIB] == BEGUN
+
+
+def test_what_was_interrupted_is_done_again(
+    hosts: Hosts, env: dict[str, str], loops: Callable[..., Loop], tmp_path: Path
+) -> None:
+    """It is known for what it is, and not for a device that reads as zeros, though it was one."""
+    content = image(tmp_path / "image", 32 * MIB)
+    loop = loops()
+    with open(loop.path, "r+b") as file:
+        file.write(bytes(loop.size))
+    with pytest.raises(Broken), LocalSession() as session:
+        session.receive(frames(tmp_path / "image", 5), path=loop.path, device={"reads_zeros": True})
+    assert loop.content()[:MIB] == BEGUN
+    with pytest.raises(BadImage, match="should read as zeros, and does not"):
+        by_hand.copy(Location("", str(tmp_path / "image")), Location("", loop.path), reads_zeros=True)
+    by_hand.copy(Location("", str(tmp_path / "image")), Location("", loop.path))
+    assert loop.content() == content
+
+
+def test_what_was_damaged_is_sent_again(
+    hosts: Hosts, env: dict[str, str], loops: Callable[..., Loop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image(tmp_path / "image", 32 * MIB)
+    loop, wrong = loops(), [True]
+    with open(loop.path, "r+b") as file:
+        file.write(bytes(loop.size))
+    send = LocalSession.send
+
+    def damaging(session: LocalSession, path: str, **state: Any) -> Iterator[Any]:
+        for kind, offset, payload in send(session, path, **state):
+            is_hit = kind == b"D" and offset > 8 * MIB and wrong.pop() if wrong else False
+            yield kind, offset, bytes(len(payload)) if is_hit else payload
+
+    monkeypatch.setattr(LocalSession, "send", damaging)
+    monkeypatch.setattr(by_hand, "_sees", lambda *_: False)
+    by_hand.copy(Location("", str(tmp_path / "image")), Location("host01", loop.path), reads_zeros=True)
+    assert not wrong and loop.content() == (tmp_path / "image").read_bytes()
 
 
 def test_failure_after_it_was_there(loops: Callable[..., Loop], tmp_path: Path) -> None:
@@ -222,7 +261,7 @@ def test_failure_after_it_was_there(loops: Callable[..., Loop], tmp_path: Path) 
     session.receive(stream.give(str(tmp_path / "image")), path=loop.path, device={"reads_zeros": False})
     assert loop.content()[:4] == b"boot"
     session.fail()
-    assert loop.content()[:MIB] == bytes(MIB)
+    assert loop.content()[:MIB] == BEGUN
 
 
 def test_worker_that_is_killed(hosts: Hosts, env: dict[str, str], loops: Callable[..., Loop], tmp_path: Path) -> None:
@@ -232,7 +271,7 @@ def test_worker_that_is_killed(hosts: Hosts, env: dict[str, str], loops: Callabl
     def killing() -> Iterator[Any]:
         for number, frame in enumerate(stream.give(str(tmp_path / "image"))):
             if number == 4:
-                assert eventually(lambda: loop.backing.read_bytes()[:4] == bytes(4))
+                assert eventually(lambda: loop.backing.read_bytes()[:MIB] == BEGUN)
                 for pid in hosts.workers("host01"):
                     os.kill(pid, signal.SIGKILL)
             yield frame
@@ -240,7 +279,7 @@ def test_worker_that_is_killed(hosts: Hosts, env: dict[str, str], loops: Callabl
     with pytest.raises(MadrigalError), Host("host01").session() as session:
         session.receive(killing(), path=loop.path, device={"reads_zeros": False})
         session.done()
-    assert loop.content()[:MIB] == bytes(MIB)
+    assert loop.content()[:MIB] == BEGUN
 
 
 # -- zeros -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import struct
 
 from madrigal.errors import BadImage, InUse, NoSpace, NotSupported
 from madrigal.onhost.receiver import File, write_zeros
-from madrigal.onhost.survey import HEAD
+from madrigal.onhost.survey import BEGUN, HEAD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Device:
 
     READS_ZEROS: the caller knows that all of it reads as zeros, as a fresh thin volume does.  WAITING is called while
     something takes time.  What is written looks like nothing until `publish`, and like nothing again if UNDO has to
-    take it back: the first MiB comes last.
+    take it back: the first MiB comes last.  Until then there is a line of text.
     """
 
     is_dir = False
@@ -52,7 +52,11 @@ class Device:
         self._need(about["size"] or 0)
         if not self._reads_zeros:
             self._zeros.make(0, len(self._head))
-            os.fsync(self.fd)
+        elif os.pread(self.fd, len(self._head), 0).strip(b"\0"):
+            # also what an interrupted run has left, which has written more than that
+            raise BadImage("the device {} should read as zeros, and does not".format(self._path))
+        write(self.fd, memoryview(BEGUN)[: len(self._head)], 0)
+        os.fsync(self.fd)
         return _File(self, about)
 
     def put(self, view: memoryview, offset: int) -> int:
@@ -189,7 +193,9 @@ def _blank(path: str) -> None:
     """Let the device at PATH look like nothing."""
     fd = _opened(path)
     try:
-        Zeros(fd).make(0, min(HEAD, os.lseek(fd, 0, os.SEEK_END)))
+        size = min(HEAD, os.lseek(fd, 0, os.SEEK_END))
+        Zeros(fd).make(0, size)
+        write(fd, memoryview(BEGUN)[:size], 0)
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -17,6 +17,9 @@ _FICLONERANGE = 0x4020940D
 HEAD = 1 << 20
 """Bytes at the beginning of a device that say what is on it."""
 
+BEGUN = b"madrigal: an image was being written to this device; its beginning would have come last\n"
+"""What a device begins with meanwhile."""
+
 _PROBED = 64 << 10  # bytes
 
 
@@ -25,7 +28,7 @@ def survey(path: str) -> "Dict[str, Any]":
 
     Of where it lies: {"file_system": its number on this machine, "fs_type", "free": bytes, "is_writable"}; and {"left":
     the allocated bytes that an interrupted run has left of it, "used": who uses it, "" if nobody is known to,
-    "is_blank": whether a device begins with zeros}.
+    "is_blank": whether a device has nothing at its beginning but zeros, or what an interrupted run has left}.
     """
     real = os.path.realpath(path)
     directory, name = os.path.split(real)
@@ -74,7 +77,7 @@ def device_size(path: str) -> int:
 
 def _is_blank(path: str) -> bool:
     with open(path, "rb", buffering=0) as file:
-        return not file.read(HEAD).strip(b"\0")
+        return file.read(HEAD).strip(b"\0") in (b"", BEGUN)
 
 
 def _device_used(path: str) -> str:

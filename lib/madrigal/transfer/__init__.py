@@ -151,7 +151,8 @@ def copy_open(fd: int, disk: Location, size: Size | None = None, second_name: st
     about = {"path": "", "type": "file", "mode": 0o600, "allocated": allocated, "owner": [0, 0]}
     with Host(disk.host).session(allocated >= carry.BULK) as session:
         session.tell("hold", path=disk.dir, make="all")
-        session.receive(stream.give_open(fd, about), path=disk.path, grow=list(size) if size else None)
+        with carry.followed(stream.give_open(fd, about), disk.path, max(allocated, 1)) as frames:
+            session.receive(frames, path=disk.path, grow=list(size) if size else None)
         if second_name:
             session.tell("link", target=disk.name, path=f"{disk.dir}/{second_name}")
     log(f"made {disk}")

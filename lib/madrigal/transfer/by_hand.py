@@ -31,18 +31,24 @@ def copy(source: Location, target: Location, replace: bool = False, reads_zeros:
         """Both ends, held, and found to be fit."""
         found = given.call("survey", path=source.path)
         there = session.call("survey", path=target.path)
-        _refuse(source, target, found, there, given is session, replace, reads_zeros)
+        _refuse(source, target, found, there, given is session, replace or reads_zeros)
         if found["kind"] != "device" and found["is_writable"]:  # where nothing can be written, no action works
             given.tell("hold", path=_object(found["path"]))
         if there["kind"] != "device":
             session.tell("hold", path=_object(there["path"]))
             there = session.call("survey", path=target.path)
-            _refuse(source, target, found, there, given is session, replace, reads_zeros)
+            _refuse(source, target, found, there, given is session, replace or reads_zeros)
         return found, there
 
+    fresh = [reads_zeros]
+
     def receive(there: Found) -> dict[str, Any]:
-        more = {"device": {"reads_zeros": reads_zeros}} if there["kind"] == "device" else {}
-        return {"path": there["path"], **more}
+        if there["kind"] != "device":
+            return {"path": there["path"]}
+        return {
+            "path": there["path"],
+            "device": {"reads_zeros": bool(fresh) and fresh.pop()},
+        }  # once: it may be retried
 
     def here(session: AnySession) -> str:
         found, there = ready(session, session)
@@ -88,9 +94,7 @@ def _sees(session: AnySession, owner: AnySession, found: Found) -> bool:
     return route.sees(session, owner, os.path.dirname(found["path"]))
 
 
-def _refuse(
-    source: Location, target: Location, found: Found, there: Found, is_one: bool, replace: bool, reads_zeros: bool
-) -> None:
+def _refuse(source: Location, target: Location, found: Found, there: Found, is_one: bool, replace: bool) -> None:
     """Raise what is against it."""
     kinds = found["kind"], there["kind"]
     if found["kind"] == "nothing":
@@ -107,8 +111,6 @@ def _refuse(
             raise InUse(f"{where} is in use ({about['used']}); try again when it is not")
     if "dir" in kinds and there["kind"] != "nothing" and kinds != ("dir", "dir"):
         raise BadImage(f"one of {source} and {target} is a directory, and the other is not")
-    if there["kind"] == "device" and not there["is_blank"] and reads_zeros:
-        raise BadImage(f"the device {target} should read as zeros, and does not")
     if there["kind"] == "device" and not there["is_blank"] and not replace:
         raise InUse(f"the device {target} has something on it; --replace overwrites it")
     if there["kind"] in ("file", "dir") and not replace:

@@ -6,6 +6,7 @@ digests first; and where the way is long several connections share the work.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -117,6 +118,18 @@ def stream(
             return _told(workers[plan.STREAM]())
         rtt = max(origin.rtt(), target.rtt())
         return _told(plan.take(plan.between(origin.name, target.name, weight, receive, rtt), workers))
+
+
+@contextlib.contextmanager
+def followed(frames: Iterator[Frame], path: str, total: int) -> Iterator[Iterator[Frame]]:
+    """FRAMES, of which PATH is made, reported on if they have much: TOTAL bytes, 0 if nobody knows."""
+    if 0 < total < BULK:
+        yield frames
+        return
+    from madrigal.transfer import progress
+
+    with progress.of(path, total) as shown:
+        yield shown.follow(frames)
 
 
 def notes(session: AnySession, path: str) -> str:

@@ -81,7 +81,10 @@ def watched(session: AnySession, path: str, total: int = 0) -> Iterator[None]:
     session.heard = heard
     try:
         yield
+        for shown in begun:
+            shown.report(is_done=True)
     finally:
+        session.heard = lambda count: None
         for shown in begun:
             shown.close()
 
