@@ -21,7 +21,7 @@ from madrigal.host.remote import RemoteSession
 from madrigal.location import Location
 from madrigal.onhost import blocks, squeeze, stream
 from madrigal.onhost.part import WORTH
-from madrigal.transfer import carry
+from madrigal.transfer import carry, plan
 
 MIB = 1 << 20
 Frame = tuple[bytes, int, bytes | memoryview]
@@ -32,7 +32,7 @@ RAW = {"format": "raw", "snapshot": -1, "image": ""}
 def bulk(monkeypatch: pytest.MonkeyPatch, hosts: Hosts) -> None:
     """A small amount is much already."""
     monkeypatch.setattr(carry, "BULK", MIB)
-    monkeypatch.setattr(carry, "_LONG", 60.0)  # a busy machine may look far away
+    monkeypatch.setitem(plan.COSTS, "window", (1 << 60, ""))  # a busy machine may look far away
     for name in ("ONE_LOCATION", "MADRIGAL_SSH_CONFIG", "MADRIGAL_RUN_DIR"):
         monkeypatch.setenv(name, hosts.env[name])
 
@@ -344,7 +344,7 @@ def test_no_more_than_the_limit(
     (etc / "tmrc").write_text('LIMIT_TRANSFER_BW="8M"\n')
     monkeypatch.setattr(squeeze.Squeezer, "packed", lambda *_: None)
     if way == "several connections":
-        monkeypatch.setattr(carry, "_LONG", -1.0)
+        monkeypatch.setitem(plan.COSTS, "window", (1, ""))
     content = written(tmp_path / "image", 24 * MIB)
     image, disk = Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0")
     if way == "from a host":
@@ -379,7 +379,7 @@ def test_a_limit_that_is_none(hosts: Hosts, tmp_path: Path, monkeypatch: pytest.
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every way is long."""
-    monkeypatch.setattr(carry, "_LONG", -1.0)
+    monkeypatch.setitem(plan.COSTS, "window", (1, ""))
 
 
 def test_several_connections(

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from madrigal.transfer import AnySession
+    from madrigal.transfer.route import AnySession
 
 BESIDE = (".snap", ".iso")
 """What may stand beside `disk.N` and goes with it: snapshots, and 3.4's second name of a context image."""

@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from madrigal.transfer import AnySession
+    from madrigal.transfer.route import AnySession
 
 MOST = 60_000
 """Bytes of a message: UDP takes 65,507."""

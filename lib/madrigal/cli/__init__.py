@@ -15,7 +15,9 @@ from madrigal.cli.datastore import datastore
 from madrigal.cli.driver import driver
 from madrigal.cli.host import host
 from madrigal.cli.image import image
+from madrigal.cli.ps import ps
 from madrigal.cli.settings import Settings
+from madrigal.cli.transfer import transfer
 from madrigal.cli.vm import vm
 from madrigal.embedded.records import CONTRACTS
 from madrigal.errors import Ended, MadrigalError
@@ -62,7 +64,7 @@ def root(settings: Settings, **options: str | bool) -> None:
     vars(settings).update({name: value for name, value in options.items() if value})
 
 
-for group in (host, datastore, image, vm, driver):
+for group in (host, datastore, image, vm, driver, transfer, ps):
     root.add_command(group)
 
 

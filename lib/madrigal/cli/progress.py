@@ -9,18 +9,9 @@ import sys
 from typing import Any
 
 from madrigal.embedded import Call, Observer, Outcome
+from madrigal.transfer.progress import size
 
 _FRAMES = "|/-\\"
-
-
-def size(count: int) -> str:
-    """COUNT bytes for people."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
 
 
 class Progress(Observer):

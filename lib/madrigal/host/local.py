@@ -8,7 +8,7 @@ from madrigal.onhost.session import Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any, Self
 
     from madrigal.host.remote import RemoteSession
@@ -28,8 +28,13 @@ class LocalSession:
     """That of the machine: it is this one."""
 
     def __init__(self) -> None:
-        self._session = Session(timeouts())
+        self._session = Session(timeouts(), self._waiting)
         self._results: list[Any] = []
+        self.heard: Callable[[int], None] = lambda copied: None
+        """Is called now and then with the bytes that have been COPIED so far; may raise."""
+
+    def _waiting(self, bytes: int = 0) -> None:
+        self.heard(bytes)
 
     def call(self, method: str, **arguments: Any) -> Any:
         """What Session.METHOD returns; raises MadrigalError."""

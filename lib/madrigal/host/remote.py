@@ -33,6 +33,8 @@ HOST_PART = (
     "onhost.squeeze",
     "onhost.stream",
     "onhost.receiver",
+    "onhost.survey",
+    "onhost.device",
     "onhost.copy",
     "onhost.image",
     "onhost.filesystem",

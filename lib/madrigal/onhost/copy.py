@@ -16,10 +16,11 @@ _FICLONE = 0x40049409
 _WINDOW = 32 << 20
 
 
-def copy_file(source: int, target: int, waiting: "Callable[[], None]", rate: int = 0) -> str:
+def copy_file(source: int, target: int, waiting: "Callable[..., None]", rate: int = 0) -> str:
     """Copy all of the open file SOURCE to the new, empty file TARGET; returns the way: reflink, copy_file_range, read.
 
-    WAITING is called between pieces and may raise; RATE: bytes a second at most, if it is not a reflink (0: any).
+    WAITING is called between pieces with the `bytes` so far, and may raise; RATE: bytes a second at most, if it is not
+    a reflink (0: any).
     """
     before = os.fstat(source)
     if clone(source, target):
@@ -33,8 +34,10 @@ def copy_file(source: int, target: int, waiting: "Callable[[], None]", rate: int
         )
     filler, pace = Filler(source, target), Pace(rate) if rate else None
     behind = Behind(source, before.st_blocks * 512), Behind(target, before.st_blocks * 512)
+    count = 0
     for offset, length in stream.extents(source, 0, before.st_size):
-        waiting()
+        waiting(bytes=count)
+        count += length
         if pace:
             pace.took(length)
         filler.copy(offset, offset + length)

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 class Holding:
     """The part of a session (onhost/session.py) that everything else is done under.
 
-    `timeouts` are seconds: `lock` to wait for others, `work` for one program.
+    `timeouts` are seconds: `lock` to wait for others, `work` for one program.  `waiting` is called while
+    something takes time, may be told how many `bytes` have been copied, and may raise.
     """
 
-    def __init__(self, timeouts: "Dict[str, float]", waiting: "Callable[..., None]" = lambda: None) -> None:
+    def __init__(self, timeouts: "Dict[str, float]", waiting: "Callable[..., None]" = lambda **_: None) -> None:
         self._timeouts = timeouts
         self._waiting = waiting
         self._undo = Undo()

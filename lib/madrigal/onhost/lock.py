@@ -142,7 +142,7 @@ def is_current(fd: int, file: str) -> bool:
 
 
 def locked_in(directory: str) -> str:
-    """A file below DIRECTORY that a process of this machine has locked, "" if there is none.
+    """A file below DIRECTORY, or itself if it is one, that a process of this machine has locked, "" if there is none.
 
     The kernel's list shows locks of all users; a file system whose files have other device numbers there (btrfs) is
     not seen.
@@ -150,14 +150,14 @@ def locked_in(directory: str) -> str:
     with open("/proc/locks") as file:
         devices = [word.split(":") for line in file for word in line.split() if word.count(":") == 2]
     locks = {(int(major, 16), int(minor, 16), int(inode)) for major, minor, inode in devices}
-    for base, _, names in os.walk(directory):
-        for path in (os.path.join(base, name) for name in names):
-            try:
-                found = os.lstat(path)
-            except OSError:
-                continue  # gone meanwhile
-            if (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino) in locks:
-                return path
+    below = [os.path.join(base, name) for base, _, names in os.walk(directory) for name in names]
+    for path in below or [directory]:
+        try:
+            found = os.lstat(path)
+        except OSError:
+            continue  # gone meanwhile
+        if (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino) in locks:
+            return path
     return ""
 
 

@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
+    from madrigal.onhost.device import Device
     from madrigal.onhost.stream import Payload
     from madrigal.onhost.undo import Undo
 
@@ -25,7 +26,8 @@ class Receiver:
 
     SOURCE: what the data are of, if the part is to stay when this is interrupted; BEGUN: the part of the same that is
     gone on with.  STAGING: a file is made without a name in that directory.  BASIS: (path within the
-    stream, open file); of that path the frames have only what is not the same in the file.
+    stream, open file); of that path the frames have only what is not the same in the file.  DEVICE: a file is written
+    there.
     """
 
     def __init__(
@@ -37,10 +39,11 @@ class Receiver:
         staging: str = "",
         basis: "Optional[Tuple[str, int]]" = None,
         begun: "Optional[Part]" = None,
+        device: "Optional[Device]" = None,
     ) -> None:
-        self._undo, self._directory, self._name = undo, directory, name
+        self._undo, self._directory, self._name, self._device = undo, directory, name, device
         self._source, self._staging, self._basis, self._begun = source, staging, basis, begun
-        self.part: "Optional[Union[Part, Nameless]]" = None
+        self.part: "Optional[Union[Part, Nameless, Device]]" = None
         self.about: "Dict[str, Any]" = {}
         self.bytes = 0
         self._dirs: "Dict[str, Dict[str, Any]]" = {}
@@ -95,9 +98,12 @@ class Receiver:
         self.about = about
         if about["type"] not in ("file", "dir"):
             raise BadImage("{} is neither a file nor a directory".format(self._name))
+        if self._device:
+            self.part, self._file = self._device, self._device.begin(about)
+            return
         is_dir = about["type"] == "dir"
         if self._staging and not is_dir:
-            check_space(self._staging, about["allocated"])
+            check_space(self._staging, about.get("needs", about["allocated"]))
             self.part = Nameless(self._undo, self._staging)
         elif self._begun:
             check_space(self._directory, about["allocated"] - left(self._begun.path))
@@ -105,7 +111,7 @@ class Receiver:
                 raise BadImage("what an interrupted run has left of {} is not what it is now".format(self._name))
             self.part = self._begun
         else:
-            check_space(self._directory, about["allocated"])
+            check_space(self._directory, about.get("needs", about["allocated"]))
             tag, stays = "stream" + self._source, bool(self._source)
             self.part = Part(self._undo, self._directory, self._name, tag, is_dir, stays=stays)
         if about["type"] == "dir":
@@ -114,15 +120,15 @@ class Receiver:
         self._begin_file(self.part.fd, about, self._begun is not None)
 
     def _begin_file(self, fd: int, about: "Dict[str, Any]", there: bool) -> None:
-        fill, zero = None, _write_zeros if there else None
+        fill, zero = None, write_zeros if there else None
         if self._basis and self._basis[0] == about["path"]:
             if copy.clone(self._basis[1], fd):
-                zero = _write_zeros
+                zero = write_zeros
             else:
                 fill = copy.Filler(self._basis[1], fd).fill
         self._file = File(fd, about, about["path"] or self._name, fill, zero)
 
-    def finish(self) -> "Union[Part, Nameless]":
+    def finish(self) -> "Union[Part, Nameless, Device]":
         """The whole part, not yet published; a directory has its permissions but for itself."""
         if self.part is None or self._file:
             raise BadImage("the stream ended before the file was complete")
@@ -169,7 +175,7 @@ class Lane:
                 share(self._held)
             if about["type"] == "file":
                 path = os.path.join(self._where, about["path"]) if about["path"] else self._where
-                self._file = File(self._opened(path, os.O_RDWR), about, about["path"] or self._where, zero=_write_zeros)
+                self._file = File(self._opened(path, os.O_RDWR), about, about["path"] or self._where, zero=write_zeros)
         elif self._file is None:
             raise BadImage("the stream has data where there is no file")
         else:
@@ -228,7 +234,7 @@ class File:
             self._compare(payload)
             size = offset if self.about["size"] is None else self.about["size"]
             self._reach(size, size)
-            os.ftruncate(self.fd, size)
+            self._end(size)
         else:
             raise BadImage("the stream has a frame of the unknown kind {!r}".format(kind))
         return 0
@@ -238,9 +244,15 @@ class File:
         start, view = offset, memoryview(payload)
         self._reach(offset, offset + len(view))
         while view:
-            written = os.pwrite(self.fd, view, offset)
+            written = self._put(view, offset)
             view, offset = view[written:], offset + written
         self._behind.passed(start)
+
+    def _put(self, view: memoryview, offset: int) -> int:
+        return os.pwrite(self.fd, view, offset)
+
+    def _end(self, size: int) -> None:
+        os.ftruncate(self.fd, size)
 
     def _reach(self, start: int, end: int) -> None:
         if self.about["size"] is not None and end > self.about["size"]:
@@ -262,7 +274,7 @@ def fail(payload: "Payload") -> None:
     raise BY_NAME.get(name, MadrigalError)(text)
 
 
-def _write_zeros(fd: int, start: int, end: int) -> None:
+def write_zeros(fd: int, start: int, end: int) -> None:
     while start < end:
         start += os.pwrite(fd, _ZEROS[: end - start], start)
 

@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
+    from madrigal.onhost.device import Device
     from madrigal.onhost.direct import Direct
     from madrigal.onhost.guest import Guest
     from madrigal.onhost.layout import Layout
@@ -60,6 +61,13 @@ class Session(Holding):
         lies_on_others = not whole and layout.state(path, state)[1]
         is_plain = not lies_on_others and not state.get("guest")
         return dict(layout.Place(path, state["format"]).weight(), is_plain=is_plain)
+
+    def survey(self, path: str, beside: str = "") -> "Dict[str, Any]":
+        """What is known of PATH (onhost/survey.py), and `reflinks`, whether it and BESIDE can share blocks."""
+        from madrigal.onhost import survey
+
+        found = survey.survey(path)
+        return dict(found, reflinks=survey.reflinks(path, beside) if beside and found["kind"] == "file" else None)
 
     def exists(self, path: str) -> bool:
         return os.path.lexists(path)
@@ -187,7 +195,7 @@ class Session(Holding):
         directory, name = os.path.split(path)
         tag = "stream" + source
         own = part.part_name(name, tag)
-        if os.path.lexists(os.path.join(directory, own)):
+        if source and os.path.lexists(os.path.join(directory, own)):
             # held from now on: what is said of it must still be so when the frames come
             is_dir = os.path.isdir(os.path.join(directory, own))
             begun = Part(self._undo, directory, name, tag, is_dir, stays=True, resume=True)
@@ -263,31 +271,49 @@ class Session(Holding):
         settle: "Optional[Dict[str, Any]]" = None,
         staging: "Optional[str]" = None,
         source: str = "",
+        device: "Optional[Dict[str, Any]]" = None,
     ) -> int:
         """Make PATH of FRAMES, growing it to GROW = [format, bytes] first; returns how many bytes of data they had.
 
         It gets the permissions the umask allows, or with KEEP_MODE those of the original.  CHAIN and PREALLOCATE as
         for publish().  With SETTLE the frames have a disk and its snapshots (onhost/layout.py).  STAGING: a file is
         left to image(do="adopt"), until then as a part ("") or without a name in that directory.  SOURCE: what they are
-        of, if this may be interrupted and gone on with; they leave out what known() has said then.
+        of, if this may be interrupted and gone on with; they leave out what known() has said then.  DEVICE: PATH leads
+        to a block device, which is to hold them; its `reads_zeros` says that it holds nothing but zeros yet.
         """
         from madrigal.onhost.receiver import Receiver
 
         directory, name = os.path.split(path)
         (basis, begun), self._basis, self._begun = (self._basis, self._begun), None, None
-        receiver = Receiver(self._undo, directory, name, source, staging or "", basis, begun)
+        into = self._device(path, device) if device is not None else None
+        receiver = Receiver(self._undo, directory, name, source, staging or "", basis, begun, into)
         for frame in frames:
             receiver.take(*frame)
         made = receiver.finish()
         if basis:
             os.close(basis[1])
-        if settle and isinstance(made, Part):
+        if into:
+            into.publish()
+        elif settle and isinstance(made, Part):
             self._layout().settle(made, grow, settle)
-        elif staging is not None and not made.is_dir:
+        elif staging is not None and isinstance(made, (Part, part.Nameless)) and not made.is_dir:
             self.arrived = made
         elif isinstance(made, Part):
             self.publish(made, grow, receiver.about["mode"] if keep_mode else None, chain, preallocate)
         return receiver.bytes
+
+    def _within(self, frames: "Iterator[Frame]") -> "Iterator[Frame]":
+        """FRAMES that leave no machine: nobody else says meanwhile that we live."""
+        count = 0
+        for frame in frames:
+            self._waiting(bytes=count)
+            count += len(frame[2]) if frame[0] == b"D" else 0
+            yield frame
+
+    def _device(self, path: str, about: "Dict[str, Any]") -> "Device":
+        from madrigal.onhost.device import Device
+
+        return Device(self._undo, path, about["reads_zeros"], self._waiting)
 
     def lane(self, frames: "Iterator[Frame]", path: str, source: str) -> int:
         """Write FRAMES, which have a share of what another session receives of SOURCE for PATH; returns as that."""
@@ -308,13 +334,17 @@ class Session(Holding):
         grow: "Optional[List[Any]]" = None,
         chain: str = "",
         preallocate: str = "",
+        device: "Optional[Dict[str, Any]]" = None,
     ) -> "Dict[str, Any]":
-        """Make PATH a copy of the file or directory SOURCE of this machine; returns {"way": how}.
+        """Make PATH a copy of the file, directory or block device SOURCE of this machine; returns {"way": how}.
 
         With STATE, of this state of the disk or image SOURCE (onhost/layout.py).  The rest is as for receive().
         """
         from madrigal.onhost import copy, stream
 
+        if device is not None:
+            self.receive(self._within(self.send(source, state, terms=stream.WITHIN)), path, device=device)
+            return {"way": "read"}
         if state is not None and state.get("guest"):
             made = self.part(path, "copy")
             way = self._guest(state["guest"]).save(source, state["format"], made)
@@ -325,9 +355,14 @@ class Session(Holding):
             from madrigal.onhost import layout
 
             source, lies_on_others = layout.state(source, state)
-        if stream.measure(source)["type"] == "dir":
-            self.receive(stream.give(source, terms=stream.WITHIN), path)
+        kind = stream.measure(source)["type"]
+        if kind == "dir":
+            self.receive(self._within(self.send(source, terms=stream.WITHIN)), path)
             return {"way": "files"}
+        if kind == "device":
+            frames = self._within(self.send(source, terms=stream.WITHIN))
+            self.receive(frames, path, grow, False, chain, preallocate)
+            return {"way": "read"}
         made = self.part(path, "copy")
         if lies_on_others:
             self._layout().flatten(source, made)
@@ -354,10 +389,10 @@ class Session(Holding):
 
         SETTLE and IS_GOING: onhost/layout.py.
         """
-        from madrigal.onhost import layout, stream
+        from madrigal.onhost import stream
 
         if os.path.isdir(source):  # an image of 3.4
-            self.receive(layout.give(source, state["format"], stream.WITHIN), path, grow, settle=settle)
+            self.receive(self._within(self.send(source, state, True, stream.WITHIN)), path, grow, settle=settle)
             return {"way": "files"}
         directory, name = os.path.split(path)
         made = Part(self._undo, directory, name, "copy", is_dir=True)
@@ -445,7 +480,7 @@ class Session(Holding):
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-        self.receive(stream.give(source, terms=stream.WITHIN), path, keep_mode=True)
+        self.receive(self._within(self.send(source, terms=stream.WITHIN)), path, keep_mode=True)
         self._undo.clear()  # the copy is whole, from here on it is what counts
         self._remove(source)
         return {"way": "files"}

@@ -126,15 +126,24 @@ def describe(path: str) -> "Dict[str, Any]":
 def measure(path: str) -> "Dict[str, Any]":
     """As describe(), of what PATH leads to; of a directory `allocated` is the sum of what is in it.
 
-    `source` is another when something in it has been changed.
+    `source` is another when something in it has been changed; of a block device nobody can say that, so it is "".
     """
     path = os.path.realpath(path)
     about = describe(path)
+    if about["type"] == "other" and stat.S_ISBLK(os.stat(path).st_mode):
+        return _measure_device(path, about)
     if about["type"] != "dir":
         return dict(about, source=identity([path]))
     below = [os.path.join(base, name) for base, _, names in os.walk(path) for name in names if not is_part(name)]
     about["allocated"] += sum(os.lstat(name).st_blocks * 512 for name in below)
     return dict(about, source=identity(below))
+
+
+def _measure_device(path: str, about: "Dict[str, Any]") -> "Dict[str, Any]":
+    from madrigal.onhost import survey
+
+    size = survey.device_size(path)
+    return dict(about, type="device", size=size, allocated=size, source="")
 
 
 def identity(paths: "Sequence[str]") -> str:
@@ -158,6 +167,8 @@ def give(path: str, within: str = "", terms: "Optional[Dict[str, Any]]" = None) 
     if about["type"] == "other":
         return
     about["path"] = within
+    if about["type"] == "device":
+        about = dict(about, type="file", needs=0)  # how much of it are zeros shows when it is read
     if about["type"] != "file":
         yield b"O", 0, json.dumps(about).encode()
         if about["type"] == "dir":
@@ -185,7 +196,8 @@ def give_open(fd: int, about: "Dict[str, Any]", terms: "Optional[Dict[str, Any]]
     wanted = terms or {}
     before = os.fstat(fd)
     verify = wanted.get("verify", "crc32")
-    about = dict(about, size=before.st_size, mtime=before.st_mtime_ns, verify=verify)
+    size = os.lseek(fd, 0, os.SEEK_END)  # also of a block device
+    about = dict(about, size=size, mtime=before.st_mtime_ns, verify=verify)
     squeezer = squeeze.Squeezer() if wanted.get("squeeze") else None
     pace = Pace(wanted["rate"]) if wanted.get("rate") else None
     yield b"O", 0, json.dumps(about).encode()
@@ -195,7 +207,7 @@ def give_open(fd: int, about: "Dict[str, Any]", terms: "Optional[Dict[str, Any]]
     lane = wanted.get("lane") or (0, 1)
     where = wanted.get("note", {}).get(about["path"])
     notes = blocks.Notes(fd, where) if where and not known and lane[1] == 1 else None  # of what is given whole
-    for kind, offset, payload in _content(fd, before.st_size, known, lane, notes):
+    for kind, offset, payload in _content(fd, size, known, lane, notes):
         if kind == b"D":
             checks.add(offset, payload)
             packed = squeezer.packed(payload) if squeezer else None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from madrigal.inspector import Found
     from madrigal.source.schemes import Source
-    from madrigal.transfer import AnySession
+    from madrigal.transfer.route import AnySession
 
 _CONVERTED = ("raw", "qcow2")
 _BESIDE = (".snap", ".md5sum", ".export")
@@ -117,7 +117,8 @@ class Store:
             if source.size is None or source.size >= carry.BULK:
                 self._begin_again(path)
             there = bool(self._session.name)
-            self._session.receive(arrival.frames(there), path=path, staging=self._staging if there else "")
+            with carry.followed(arrival.frames(there), path, source.size or 0) as frames:
+                self._session.receive(frames, path=path, staging=self._staging if there else "")
             found = arrival.found() if is_disk else None
         format, wanted = _formats(found, driver)
         return Stored(
@@ -148,12 +149,12 @@ class Store:
         from madrigal.transfer import carry
 
         state = {"format": format, "snapshot": -1, "image": "", "hold": original}
-        if given.call("weigh", path=original, state=state)["allocated"] >= carry.BULK:
+        allocated = given.call("weigh", path=original, state=state)["allocated"]
+        if allocated >= carry.BULK:
             self._begin_again(path)
             given.reopen()
-        self._session.receive(
-            given.send(original, state=state), path=path, staging=self._staging if self._session.name else ""
-        )
+        with carry.followed(given.send(original, state=state), path, max(allocated, 1)) as frames:
+            self._session.receive(frames, path=path, staging=self._staging if self._session.name else "")
         self._last("adopt", path=path, format=format, driver=wanted, allocate=self._allocate)
 
     def remove(self, path: str) -> None:

@@ -10,29 +10,20 @@ from __future__ import annotations
 import os
 import time
 
-from madrigal.errors import DigestMismatch, NotFound
+from madrigal.errors import NotFound
 from madrigal.host import Host
 from madrigal.location import Location
 from madrigal.messages import log
-from madrigal.transfer import carry
+from madrigal.transfer import carry, route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
-    from madrigal.host.local import LocalSession
-    from madrigal.host.remote import RemoteSession
+    from madrigal.transfer.route import AnySession, Look, Weight
 
-    AnySession = LocalSession | RemoteSession
     Size = tuple[str, int]
     State = dict[str, Any]  # onhost/layout.py
-    Weight = dict[str, Any]  # Session.weigh
-    Work = Callable[[AnySession], str | None]
-    WorkOfTwo = Callable[[AnySession, AnySession, Weight], str]
-    Look = Callable[[AnySession, AnySession], Weight | None]
-
-_ATTEMPTS = 3
 
 _AS_IT_IS = {"format": "raw", "snapshot": -1, "image": ""}
 
@@ -89,7 +80,7 @@ def copy(
         end(session)
         return way
 
-    _carry("copied", source, disk, _weight(path, given), here, there, source if near else None)
+    route.carried("copied", source, disk, _weight(path, given), here, there, source if near else None)
 
 
 def copy_whole(
@@ -123,7 +114,7 @@ def copy_whole(
         _mark(session, disk.dir, monitor)
         return way
 
-    _carry("copied", image, disk, _weight(path, given, whole=True), here, there, image if near else None)
+    route.carried("copied", image, disk, _weight(path, given, whole=True), here, there, image if near else None)
 
 
 def save(disk: Location, image: Location, state: State, near: bool = False) -> None:
@@ -142,7 +133,7 @@ def save(disk: Location, image: Location, state: State, near: bool = False) -> N
         session.tell("hold", path=path)
         return carry.stream(origin, session, {"path": disk.path, "state": given}, {"path": path}, weight)
 
-    _carry("copied", disk, image, _weight(disk.path, given), here, there, image if near else None)
+    route.carried("copied", disk, image, _weight(disk.path, given), here, there, image if near else None)
 
 
 def _weight(path: str, state: State | None, whole: bool = False) -> Look:
@@ -160,7 +151,8 @@ def copy_open(fd: int, disk: Location, size: Size | None = None, second_name: st
     about = {"path": "", "type": "file", "mode": 0o600, "allocated": allocated, "owner": [0, 0]}
     with Host(disk.host).session(allocated >= carry.BULK) as session:
         session.tell("hold", path=disk.dir, make="all")
-        session.receive(stream.give_open(fd, about), path=disk.path, grow=list(size) if size else None)
+        with carry.followed(stream.give_open(fd, about), disk.path, max(allocated, 1)) as frames:
+            session.receive(frames, path=disk.path, grow=list(size) if size else None)
         if second_name:
             session.tell("link", target=disk.name, path=f"{disk.dir}/{second_name}")
     log(f"made {disk}")
@@ -174,7 +166,7 @@ def move(source: Location, target: Location, monitor: str | None = None) -> None
     """
     began = time.monotonic()
     host, origin = Host(target.host), Host(source.host)
-    if _same(host, origin):
+    if route.is_same(host, origin):
         if source.path == target.path:
             return
         with host.session() as session:
@@ -213,7 +205,7 @@ def move(source: Location, target: Location, monitor: str | None = None) -> None
             given.tell("drop", path=source.path)
             return way
 
-        way = _between(origin, host, look, work)
+        way = route.between(origin, host, look, work)
     if way:
         log(f"moved {source} to {target} ({way}, {time.monotonic() - began:.1f} s)")
 
@@ -258,7 +250,7 @@ def bring_back(disk: Location, image: Location, state: State | None = None, near
         leave(origin)
         return way
 
-    _carry("moved", disk, image, look, here, there, image if near else None)
+    route.carried("moved", disk, image, look, here, there, image if near else None)
 
 
 def _to_move(given: AnySession, session: AnySession, disk: Location, image: Location, state: State) -> Weight | None:
@@ -276,45 +268,6 @@ def _to_move(given: AnySession, session: AnySession, disk: Location, image: Loca
     return dict(found["weight"])
 
 
-def _carry(
-    verb: str, source: Location, target: Location, weight: Look, here: Work, there: WorkOfTwo, near: Location | None
-) -> None:
-    """Do THERE, with sessions on the machines of SOURCE and TARGET, or HERE, on the one that sees both.
-
-    NEAR: the image among the two, if its directory may be seen by the other's machine too.
-    """
-    began = time.monotonic()
-    origin, host = Host(source.host), Host(target.host)
-    way: str | None = None
-    if _same(origin, host):
-        with carry.session(host) as session:
-            way = here(session)
-    else:
-
-        def look(given: AnySession, session: AnySession) -> Weight | None:
-            nonlocal way
-            if near is not None:
-                owner, other = (given, session) if near == source else (session, given)
-                if _sees(other, owner, near.dir):
-                    owner.done()  # what it has may be what the other one locks
-                    way = here(other)
-                    return None
-            return weight(given, session)
-
-        way = _between(origin, host, look, there) or way
-    if way:
-        log(f"{verb} {source} to {target} ({way}, {time.monotonic() - began:.1f} s)")
-
-
-def _sees(session: AnySession, owner: AnySession, directory: str) -> bool:
-    """Whether the machine of SESSION sees the DIRECTORY of OWNER's: by a file that is made there, not by names."""
-    probe = os.urandom(8).hex()
-    owner.call("show", path=directory, probe=probe)
-    seen = session.call("see", paths=[directory], probe=probe)
-    owner.call("hide", path=directory, probe=probe)
-    return bool(seen)
-
-
 def _mark(session: AnySession, vm_dir: str, monitor: str | None) -> None:
     if monitor is not None:
         session.tell("mark", path=f"{os.path.dirname(vm_dir)}/.monitor", text=monitor)
@@ -325,50 +278,5 @@ def _way(session: AnySession) -> str:
     return str(next(result["way"] for result in session.done() if isinstance(result, dict) and "way" in result))
 
 
-def _directly(origin: Host, host: Host, work: WorkOfTwo, weight: Weight) -> str | None:
-    """WORK with sessions of which the first gives the other one its data itself; None if that cannot be."""
-    from madrigal.host.direct import DirectSession, is_wanted
-    from madrigal.host.remote import RemoteSession
-
-    if not is_wanted(origin, host):
-        return None
-    with RemoteSession(origin, bulk=False) as given, DirectSession(host, given) as session:
-        carry.limit(given)
-        return work(given, session, weight) + ", directly" if session.connects() else None
-
-
 def _dict(weight: Any) -> Weight:
     return dict(weight)
-
-
-def _same(one: Host, other: Host) -> bool:
-    return one.name == other.name or (one.local and other.local)
-
-
-def _between(
-    origin: Host,
-    host: Host,
-    look: Look,
-    work: WorkOfTwo,
-) -> str | None:
-    """WORK(session on ORIGIN, session on HOST, weight) if LOOK, given the same, finds a weight to move and not None.
-
-    Much weight gets connections of its own.  What was damaged on its way is sent again.
-    """
-    for attempt in range(_ATTEMPTS):
-        try:
-            with carry.session(origin) as given, carry.session(host) as session:
-                weight = look(given, session)
-                if weight is None:
-                    return None
-                if weight["allocated"] < carry.BULK:
-                    return work(given, session, weight)
-            if not (origin.local or host.local) and (way := _directly(origin, host, work, weight)):
-                return way
-            with carry.session(origin, bulk=True) as given, carry.session(host, bulk=True) as session:
-                return work(given, session, weight)
-        except DigestMismatch as error:
-            if attempt == _ATTEMPTS - 1:
-                raise
-            log(f"{error}; trying again", "WARN")
-    raise AssertionError("not reached")

@@ -6,11 +6,12 @@ digests first; and where the way is long several connections share the work.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
 from madrigal import config
-from madrigal.errors import ConfigError, HostUnreachable
+from madrigal.errors import ConfigError, HostUnreachable, MadrigalError
 from madrigal.messages import log
 
 TYPE_CHECKING = False
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from madrigal.host.local import LocalSession
     from madrigal.host.remote import RemoteSession
     from madrigal.onhost.stream import Frame
+    from madrigal.transfer.progress import Transfer
 
     AnySession = LocalSession | RemoteSession
     Arguments = dict[str, Any]
@@ -31,8 +33,6 @@ BULK = 128 << 20
 
 LANES = 4
 """Connections for one transfer where the way is long."""
-
-_LONG = 0.005  # seconds there and back: ssh has 2 MiB on its way at most, 400 MB/s then
 
 _NOTES = ".blocks"
 _NOTES_AGE = 30 * 24 * 3600  # seconds
@@ -58,19 +58,27 @@ def verification() -> str:
 
 
 def session(host: Host, bulk: bool = False) -> AnySession:
-    """A session on HOST, in which no more than LIMIT_TRANSFER_BW of tmrc is sent; raises ConfigError."""
+    """A session on HOST, in which no more than limit() is sent; raises ConfigError."""
     opened = host.session(bulk)
-    limit(opened)
+    keep_to_limit(opened)
     return opened
 
 
-def limit(opened: AnySession) -> None:
-    """The same for a session that is there."""
-    rate = config.read_shell(f"{config.etc_dir()}/tmrc").get("LIMIT_TRANSFER_BW", "")
-    if rate:
-        from madrigal.source import pace
+def limit() -> int:
+    """Bytes a second that LIMIT_TRANSFER_BW of tmrc allows, 0 for any; raises ConfigError."""
+    chosen = config.read_shell(f"{config.etc_dir()}/tmrc").get("LIMIT_TRANSFER_BW", "")
+    if not chosen:
+        return 0
+    from madrigal.source import pace
 
-        opened.tell("limit", rate=pace.parse(rate, "LIMIT_TRANSFER_BW of tmrc"))
+    return pace.parse(chosen, "LIMIT_TRANSFER_BW of tmrc") or 0
+
+
+def keep_to_limit(opened: AnySession) -> None:
+    """Let the session send no more than limit() from now on."""
+    rate = limit()
+    if rate:
+        opened.tell("limit", rate=rate)
 
 
 def stream(
@@ -89,7 +97,7 @@ def stream(
     """
     terms: Arguments = {"verify": verification()}
     if weight["allocated"] < BULK:
-        return _told(_bring(origin, target, dict(send, terms=terms), receive))
+        return _told(target.receive(origin.send(**send, terms=terms), **receive))
     terms["squeeze"] = True
     if note:
         terms["note"] = note
@@ -100,9 +108,18 @@ def stream(
         terms["known"] = known["files"]
     if known["how"] != "old":
         receive = dict(receive, source=weight["source"])
-        if target.distance(origin) > _LONG and weight.get("is_plain", True):
-            return _told(_Lanes(origin, target, send, receive, terms).run())
-    return _told(_bring(origin, target, dict(send, terms=terms), receive))
+    # here, because little data are not worth it
+    from madrigal.transfer import plan, progress
+
+    with progress.of(receive["path"], 0 if known["files"] else weight["allocated"]) as shown:
+        workers = {
+            plan.STREAM: lambda: _bring(origin, target, dict(send, terms=terms), receive, shown),
+            plan.SEVERAL: lambda: _Lanes(origin, target, send, receive, terms, shown).run(),
+        }
+        if known["how"] == "old":
+            return _told(workers[plan.STREAM]())
+        rtt = target.distance(origin)
+        return _told(plan.take(plan.between(origin.name, target.name, weight, receive, rtt), workers))
 
 
 def _bring(
@@ -110,27 +127,44 @@ def _bring(
     target: AnySession,
     send: Arguments,
     receive: Arguments,
+    shown: Transfer,
     check: Callable[[], None] = lambda: None,
     end: Callable[[], None] = lambda: None,
     method: str = "receive",
 ) -> int:
-    """Session.METHOD on TARGET with what Session.send has on ORIGIN; returns the bytes of data.
+    """Session.METHOD on TARGET with what Session.send has on ORIGIN, as SHOWN; returns the bytes of data.
 
     CHECK is called on the way and END when all but the end has been sent; both may raise.
     """
     if origin.name and target.name:
         from madrigal.host.direct import DirectSession
 
+        def heard(count: int) -> None:
+            check()
+            shown.reached(count, origin)
+
         if isinstance(target, DirectSession):
-            return target.bring(send, receive, check, end, method)
+            return target.bring(send, receive, heard, end, method)
 
     def frames() -> Iterator[Frame]:
-        for frame in origin.send(**send):
+        for frame in shown.follow(origin.send(**send)):
             check()
             yield frame
         end()
 
     return target.lane(frames(), **receive) if method == "lane" else target.receive(frames(), **receive)
+
+
+@contextlib.contextmanager
+def followed(frames: Iterator[Frame], path: str, total: int) -> Iterator[Iterator[Frame]]:
+    """FRAMES, of which PATH is made, reported on if they have much: TOTAL bytes, 0 if nobody knows."""
+    if 0 < total < BULK:
+        yield frames
+        return
+    from madrigal.transfer import progress
+
+    with progress.of(path, total) as shown:
+        yield shown.follow(frames)
 
 
 def notes(session: AnySession, path: str) -> str:
@@ -153,13 +187,19 @@ class _Lanes:
     """One transfer over several connections, each with its share of every file."""
 
     def __init__(
-        self, origin: AnySession, target: AnySession, send: Arguments, receive: Arguments, terms: Arguments
+        self,
+        origin: AnySession,
+        target: AnySession,
+        send: Arguments,
+        receive: Arguments,
+        terms: Arguments,
+        shown: Transfer,
     ) -> None:
         import threading
 
-        self._origin, self._target = origin, target
+        self._origin, self._target, self._shown = origin, target, shown
         self._send, self._receive, self._terms = send, receive, terms
-        self._over = threading.Event()
+        self._over, self._opened = threading.Event(), threading.Barrier(LANES)
         self._threads = [
             threading.Thread(target=self._bring, args=(number,), daemon=True) for number in range(1, LANES)
         ]
@@ -171,12 +211,27 @@ class _Lanes:
         for thread in self._threads:
             thread.start()
         try:
-            send, receive = self._share(0), self._receive
-            return _bring(self._origin, self._target, send, receive, self._check, self._end) + sum(self._counts)
+            self._wait()
+            how = self._shown, self._check, self._end
+            return _bring(self._origin, self._target, self._share(0), self._receive, *how) + sum(self._counts)
         finally:
             self._over.set()
+            self._opened.abort()
             for thread in self._threads:
                 thread.join()
+
+    def _wait(self) -> None:
+        """Return when all connections are there; raises plan.Unfit if one cannot be had."""
+        from threading import BrokenBarrierError
+
+        from madrigal.transfer.plan import Unfit
+
+        try:
+            self._opened.wait()
+        except BrokenBarrierError:
+            if not isinstance(self._error, MadrigalError):
+                raise self._error or HostUnreachable("a connection was given up") from None
+            raise Unfit(f"taking one connection, because several cannot be had: {self._error}") from None
 
     def _end(self) -> None:
         """Let the session that publishes what all bring wait for it."""
@@ -194,11 +249,16 @@ class _Lanes:
     def _bring(self, number: int) -> None:
         try:
             with self._origin.another() as origin, self._target.another(origin) as target:
-                limit(origin)
+                keep_to_limit(origin)
+                for session in origin, target:
+                    session.call("exists", path="/")
+                self._opened.wait()
                 receive = {"path": self._receive["path"], "source": self._receive["source"]}
-                self._counts.append(_bring(origin, target, self._share(number), receive, self._wanted, method="lane"))
+                share, wanted = self._share(number), self._wanted
+                self._counts.append(_bring(origin, target, share, receive, self._shown, wanted, method="lane"))
         except BaseException as error:
             self._error = self._error or error
+            self._opened.abort()
 
     def _wanted(self) -> None:
         if self._over.is_set() or self._error:
