@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from servers import Handler, Web
+from servers import DRIP, Handler, Web
 from sources import MIB, NO_FILE, content, drain
 
 from madrigal.errors import DeadlineExceeded, DigestMismatch, MadrigalError, SourceUnavailable
@@ -250,7 +250,7 @@ def test_there_is_an_end_to_it_even_if_it_always_moves(web: Web, monkeypatch: py
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
     start = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"fetching http://.*/image took longer than 0.5 s"):
-        drain(web.raw("/image", head, *[b"x", 0.05] * 1000))
+        drain(web.raw("/image", head, *DRIP * 1000))
     assert time.monotonic() - start < 5
 
 

@@ -29,9 +29,9 @@ def shown(url: str) -> str:
 
 
 class Answer:
-    """What a server has answered for the page at URL: `status`, `headers`, and the body to be read.
+    """What a server has answered for PAGE: `status`, `headers`, and the body to be read.
 
-    `public`: whether the server that was asked first has an address that the whole world can reach.
+    `public`: whether it has an address that the whole world can reach.
     """
 
     def __init__(self, page: Page, connection: HTTPConnection, response: HTTPResponse, public: bool) -> None:
@@ -77,15 +77,8 @@ def get(
     page, first, public = Page(url), Page(url).place, None
     for _ in range(REDIRECTS + 1):
         signed = sign(page.url) if sign and page.place == first else {}
-        connection, response, reached = page.get(wait, patience, {**headers, **signed}, terms)
-        if public and not reached and not terms.private:
-            connection.close()
-            raise Forbidden(
-                f"{shown(url)} redirects into a private network ({page.name}): "
-                "allow it with PRIVATE_REDIRECTS of the datastore if that is right"
-            )
-        public = reached if public is None else public
-        answer = Answer(page, connection, response, public)
+        answer = page.get(wait, patience, {**headers, **signed}, terms, inside=not public or terms.private)
+        public = answer.public if public is None else public
         location = answer.headers.get("Location")
         if answer.status not in _MOVED or not location:
             return answer
@@ -122,9 +115,12 @@ class Page:
         self.credentials = f"{user}:{password}" if user or password else ""
 
     def get(
-        self, wait: deadline.Deadline, patience: float, headers: dict[str, str], terms: Terms
-    ) -> tuple[HTTPConnection, HTTPResponse, bool]:
-        """Ask for the page; also whether it has a public address.  The socket waits PATIENCE seconds from then on."""
+        self, wait: deadline.Deadline, patience: float, headers: dict[str, str], terms: Terms, inside: bool
+    ) -> Answer:
+        """Ask for the page; the connection may be silent for PATIENCE seconds from then on.
+
+        INSIDE: whether its address may be private; if not, nothing is asked of one.
+        """
         import http.client
         import ssl
 
@@ -145,6 +141,11 @@ class Page:
         try:
             socket = connection.sock  # the connection forgets it when the server will not go on with another
             public = _is_public(self.place[1] if proxied else socket.getpeername()[0])
+            if not public and not inside:
+                raise Forbidden(
+                    f"the source redirects into a private network, to {self.name}: "
+                    "set PRIVATE_REDIRECTS of the datastore to yes if that is right"
+                )
             socket.settimeout(min(patience, wait.left()))
             connection.request("GET", target, headers={**more, **headers})
             response = connection.getresponse()
@@ -155,7 +156,7 @@ class Page:
             if isinstance(error, MadrigalError):
                 raise said from None
             raise Broken(said, reached=True) from None
-        return connection, response, public
+        return Answer(self, connection, response, public)
 
     def _unreached(self, error: OSError | ValueError) -> MadrigalError | Broken:
         import socket
