@@ -11,7 +11,7 @@ from madrigal import guard as door
 from madrigal.source import schemes, stream
 
 MIB = 1 << 20
-PACKERS = {"gzip": "gz", "bzip2": "bz2", "xz": "xz", "zstd": "zst"}
+PACKERS = {"gzip": "gz", "bzip2": "bz2", "xz": "xz", "zstd": "zst", "lz4": "lz4"}
 
 
 def guard(path: str) -> int:

@@ -28,7 +28,7 @@ FLOORS = {
 }
 STANDARD = sys.stdlib_module_names
 OTHERS = {"lxml": {"dump", "frontend", "embedded"}, "click": {"cli"}, "paramiko": {"host.paramiko_connection"}}
-OTHERS["cryptography"] = {"monitoring"}
+OTHERS |= {"cryptography": {"monitoring"}, "botocore": {"source.scheme.s3"}}
 """Packages that are not Python's, and where they may be imported."""
 
 
@@ -84,7 +84,7 @@ def faults(module: str, source: str) -> list[str]:
         elif top in OTHERS:
             if not any(f"{module}.".startswith(f"{part}.") for part in OTHERS[top]):
                 found.append(f"{module} imports {top}")
-        elif top not in STANDARD and top not in ("zstandard", "compression"):
+        elif top not in STANDARD:
             found.append(f"{module} imports {top}, which is not declared")
     return found
 

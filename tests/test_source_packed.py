@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import ctypes
 import gzip
 import lzma
 import os
 import random
 import subprocess
-import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -44,6 +44,9 @@ def test_what_the_real_program_packs_is_unpacked(tmp_path: Path, packer: str, le
         ("zstd", "--fast=5"),
         ("zstd", "-T2", "-B65536"),
         ("zstd", "--long=27"),
+        ("lz4", "-9", "-BX"),
+        ("lz4", "-B4", "--no-frame-crc", "--content-size"),
+        ("lz4", "-BD", "-B7"),
     ],
 )
 def test_settings_of_the_packers(argv: tuple[str, ...]) -> None:
@@ -75,7 +78,7 @@ def zstd_skippable(length: int) -> bytes:
 def test_members_in_any_pieces(packer: str, fed: int, most: int) -> None:
     parts = [content(5000), b"", b"x", content(300)]
     data = b"".join(packed(part, packer) for part in parts)
-    if packer == "zstd":
+    if packer in ("zstd", "lz4"):
         data = zstd_skippable(4) + data + zstd_skippable(0) + zstd_skippable(1000)
     assert unpack(data, fed, most) == b"".join(parts)
 
@@ -90,7 +93,7 @@ def test_zeros_at_the_end_are_padding(packer: str, zeros: int) -> None:
 
 @pytest.mark.parametrize("packer", PACKERS)
 @pytest.mark.parametrize(
-    "garbage", [b"x", b"garbage" * 20, b"\0x", b"\x1f", b"BZ", b"BZh9nonsense", b"\xfd7z", b"\x28\xb5"]
+    "garbage", [b"x", b"garbage" * 20, b"\0x", b"\x1f", b"BZ", b"BZh9nonsense", b"\xfd7z", b"\x28\xb5", b"\x04\x22"]
 )
 def test_garbage_after_the_end_is_refused(packer: str, garbage: bytes) -> None:
     for fed in (1, 65536):
@@ -102,7 +105,7 @@ def test_garbage_after_the_end_is_refused(packer: str, garbage: bytes) -> None:
 @pytest.mark.parametrize("packer", PACKERS)
 def test_what_is_cut_off_is_refused_wherever(packer: str) -> None:
     data = packed(content(3000), packer)
-    starts = {"gzip": 3, "bzip2": 10, "xz": 6, "zstd": 4}
+    starts = {"gzip": 3, "bzip2": 10, "xz": 6, "zstd": 4, "lz4": 4}
     for length in [*range(starts[packer], 40), *range(40, len(data), 97), len(data) - 1]:
         with pytest.raises(BadImage, match="cut off"):
             unpack(data[:length])
@@ -203,16 +206,20 @@ def test_what_is_not_packed_is_left_alone(tmp_path: Path, head: bytes) -> None:
     assert drain(tmp_path / "image") == head
 
 
-def test_an_lz4_file_is_not_taken_for_zstd() -> None:
-    assert codec.kind(zstd_skippable(4) + b"\x04\x22\x4d\x18" + bytes(50)) is None
+def test_frames_that_zstd_and_lz4_skip() -> None:
+    for packer in ("zstd", "lz4"):
+        assert codec.kind(zstd_skippable(4) + packed(b"x", packer)) == packer
+    assert codec.kind(zstd_skippable(4) + bytes(50)) is None
 
 
-def test_zstd_without_its_library_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    if sys.version_info >= (3, 14):
-        return  # it is in the standard library
-    data = packed(b"x", "zstd")
-    monkeypatch.setitem(sys.modules, "zstandard", None)  # type: ignore[misc]
-    with pytest.raises(MissingProgram, match="python3-zstandard"):
+@pytest.mark.parametrize(("packer", "package"), [("zstd", "libzstd1"), ("lz4", "liblz4-1")])
+def test_without_its_library_the_package_is_named(packer: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> ctypes.CDLL:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    data = packed(b"x", packer)
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(MissingProgram, match=f"install the package {package}"):
         codec.decompressor(data)
 
 
