@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # A front-end gives up after 90 s.  A server may take 20 s to be reached and 20 s to begin or go on.
 _LOCAL, _REMOTE, _STALL = 80.0, 60.0, 20.0
 _MOST = 8 << 20  # bytes of a head; a VHDX image says its size within 4 MiB
+_COUNTED = 256 << 20
+"""The most bytes that are fetched to count what they unpack to, where nothing else tells."""
 
 
 def virtual_size(url: str, terms: Terms, decompress: bool = True, rate: int | None = None) -> int:
@@ -46,7 +48,12 @@ def virtual_size(url: str, terms: Terms, decompress: bool = True, rate: int | No
             return found.virtual_size
         if not stream.packed and source.size is not None:
             return source.size
-        if not local:
+        if stream.kind and not stream.archive:
+            from madrigal.source import packed
+
+            if (length := packed.length(source, stream.kind, bytes(head))) is not None:
+                return length
+        if not local and (source.size is None or source.size > _COUNTED):
             reason = "it is packed" if stream.packed else "its server does not say it"
             raise NotSupported(f"the size of {source.name} is not known without fetching it, as {reason}: give SIZE")
         size = len(head)

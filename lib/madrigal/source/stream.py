@@ -45,7 +45,9 @@ class Unpacked:
         self._decompressor = codec.decompressor(self._head)
         self.packed = is_packed(self._head)
         self.kind = self._decompressor.kind if self._decompressor else ""
-        """gzip, bzip2, xz, zstd, lz4 or "" as it was fetched."""
+        """gzip, bzip2, xz, zstd, lz4 or "", as it was fetched."""
+        self.archive: str | None = None
+        """tar or zip, when that has been seen: by then the first piece has been asked for."""
 
     def __iter__(self) -> Iterator[bytes]:
         pieces = self._unpacked()
@@ -55,8 +57,8 @@ class Unpacked:
         while len(head) < archive.HEAD and (piece := next(pieces, b"")):
             head += piece
         rest = _chain(head, pieces)
-        found = archive.kind(head)
-        return archive.extracted(found, rest) if found else rest
+        self.archive = archive.kind(head)
+        return archive.extracted(self.archive, rest) if self.archive else rest
 
     def _unpacked(self) -> Iterator[bytes]:
         data = self._head or self._fetched()
