@@ -7,7 +7,7 @@ import random
 import subprocess
 from pathlib import Path
 
-from madrigal import guard as door
+from madrigal.onhost import guard as door
 from madrigal.source import schemes, stream
 
 MIB = 1 << 20

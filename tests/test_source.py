@@ -14,7 +14,6 @@ import pytest
 from servers import Web
 from sources import MIB, NO_FILE, PACKERS, TERMS, content, drain, packed
 
-from madrigal import guard as door
 from madrigal.errors import (
     ConfigError,
     DigestMismatch,
@@ -24,6 +23,7 @@ from madrigal.errors import (
     SourceUnavailable,
     UsageError,
 )
+from madrigal.onhost import guard as door
 from madrigal.source import download, pace, schemes, size, stream
 
 
@@ -246,7 +246,8 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(tmp_path: Path) -> None:
     code = """
 import sys
 before = set(sys.modules)
-from madrigal import guard, inspector
+from madrigal import inspector
+from madrigal.onhost import guard
 from madrigal.source import schemes, size, stream
 opened = schemes.open(sys.argv[1], schemes.Terms(lambda path: guard.open_allowed(path, "", "", ())))
 stream.fetch(opened, lambda _: None, decompress=True, digests={}, limit=None)

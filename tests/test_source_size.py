@@ -77,7 +77,7 @@ def disks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def gzipped(path: Path) -> bytes:
-    """As gzip makes of it but for the checksum, in no time: the zeros behind the first 64 MiB are one piece, repeated."""
+    """As gzip makes of it but for the checksum, in no time: behind the first 64 MiB one MiB of zeros, repeated."""
     with path.open("rb") as file:
         begin = file.read(64 * MIB)
     packer = zlib.compressobj(1, wbits=31)

@@ -169,7 +169,8 @@ class Request:
     @property
     def terms(self) -> Terms:
         """What may be imported, and how."""
-        from madrigal import config, guard
+        from madrigal import config
+        from madrigal.onhost import guard
         from madrigal.source.schemes import Terms
 
         safe, restricted = self.options["SAFE_DIRS"], self.options["RESTRICTED_DIRS"]

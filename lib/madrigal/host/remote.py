@@ -13,7 +13,7 @@ from madrigal.onhost import stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any, Self
 
     from madrigal.host import Host
@@ -41,12 +41,12 @@ HOST_PART = (
 )
 """The modules that are sent to hosts: Python 3.6, standard library."""
 
-_MARKER = "madrigal worker, ready"
+MARKER = "madrigal worker, ready"
 
 # Read the program, of which the first line is its length, from stdin, and leave the rest of stdin to it.
 _BOOT = 'import sys;i=sys.stdin.buffer;exec(compile(i.read(int(i.readline())),"madrigal","exec"))'
 # Paths cross as UTF-8 whatever the locale there: by the option, or by the variable for 3.6, which does not know that.
-_COMMAND = f"exec env LC_ALL=C.UTF-8 python3 -I -S -X utf8 -c '{_BOOT}'"
+COMMAND = f"exec env LC_ALL=C.UTF-8 python3 -I -S -X utf8 -c '{_BOOT}'"
 
 _PROGRAM = """\
 import sys
@@ -70,16 +70,21 @@ sys.meta_path.insert(0, Sent())
 
 
 def program() -> bytes:
-    """What is sent to a host: a Python program with the host part in it, its length in the first line."""
+    """What is sent to a host: the host part, and the start of its worker."""
     umask = os.umask(0)
     os.umask(umask)
+    start = f"from madrigal.onhost import worker\nworker.main({MARKER!r}, {local.timeouts()!r}, {umask})\n"
+    return assembled(HOST_PART, start)
+
+
+def assembled(parts: Sequence[str], start: str) -> bytes:
+    """What COMMAND reads: a Python program that has the modules PARTS and begins with START, its length before it."""
     library = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     lines = [_PROGRAM, "Sent.sources['madrigal'] = Sent.sources['madrigal.onhost'] = ''\n"]
-    for name in HOST_PART:
+    for name in parts:
         with open(f"{library}/{name.replace('.', '/')}.py", encoding="utf-8") as file:
             lines.append(f"Sent.sources['madrigal.{name}'] = {file.read()!a}\n")
-    lines.append(f"from madrigal.onhost import worker\nworker.main({_MARKER!r}, {local.timeouts()!r}, {umask})\n")
-    text = "".join(lines).encode("ascii")
+    text = "".join([*lines, start]).encode("ascii")
     return b"%d\n%s" % (len(text), text)
 
 
@@ -111,7 +116,7 @@ class RemoteSession:
         self._channel = self._start()
 
     def _start(self) -> Channel:
-        channel = self.host.start(_COMMAND, self._bulk)
+        channel = self.host.start(COMMAND, self._bulk)
         try:
             channel.write(self._first, deadline.connect())
         except BrokenPipeError:
@@ -129,7 +134,7 @@ class RemoteSession:
             try:
                 # what a login shell writes before is not ours, and a prompt or a title comes without a newline
                 while line := channel.readline(deadline.connect()):
-                    if line.rstrip().endswith(_MARKER.encode()):
+                    if line.rstrip().endswith(MARKER.encode()):
                         self._is_ready = True
                         return channel
                 error = failure(self.host.name, channel.wait(5), channel.stderr())

@@ -35,6 +35,7 @@ class Resuming(Source):
         self._whole = deadline.Deadline(deadline.source(), f"fetching {name}")
         self._moved = time.monotonic()
         self._tries = 0
+        self._over = False
         self.got = 0
         """How many bytes have been read."""
 
@@ -46,6 +47,9 @@ class Resuming(Source):
         """Some bytes, at most MOST; b"" at the end."""
         raise NotImplementedError
 
+    def end(self) -> None:
+        """All has been read: raise what is wrong with it."""
+
     def begin(self) -> None:
         """Ask for the first time."""
         self._try(None)
@@ -55,12 +59,17 @@ class Resuming(Source):
         return max(self._stall / 2, 0.001)
 
     def read(self, most: int) -> bytes:
-        while most := most if self.size is None else min(most, self.size - self.got):
+        while not self._over:
             try:
-                data = self.some(most)
+                if self.size == self.got:
+                    self.end()
+                    data = b""
+                else:
+                    data = self.some(most if self.size is None else min(most, self.size - self.got))
             except Broken as broken:
                 self._try(broken)
                 continue
+            self._over = not data
             if data:
                 self.moved()
                 self._tries = 0

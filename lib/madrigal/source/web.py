@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from madrigal.source.schemes import Terms
 
-    Sign = Callable[[str], dict[str, str]]
+    Sign = Callable[[str, dict[str, str]], dict[str, str]]
 
 REDIRECTS = 10
 _MOVED = (301, 302, 303, 307, 308)
@@ -76,7 +76,7 @@ def get(
     wait = deadline.Deadline(seconds, f"reaching {shown(url)}")
     page, first, public = Page(url), Page(url).place, None
     for _ in range(REDIRECTS + 1):
-        signed = sign(page.url) if sign and page.place == first else {}
+        signed = sign(page.url, headers) if sign and page.place == first else {}
         answer = page.get(wait, patience, {**headers, **signed}, terms, inside=not public or terms.private)
         public = answer.public if public is None else public
         location = answer.headers.get("Location")

@@ -22,10 +22,10 @@ def open(url: str, terms: Terms, stall: float) -> Source:
 
 
 class Download(Resuming):
-    """The page at URL.  SIGN: as for web.get()."""
+    """The page at URL.  SIGN: as for web.get().  NAME: what messages call it, if not by its URL."""
 
-    def __init__(self, url: str, terms: Terms, stall: float, sign: web.Sign | None = None) -> None:
-        super().__init__(web.Page(url).name, stall)
+    def __init__(self, url: str, terms: Terms, stall: float, sign: web.Sign | None = None, name: str = "") -> None:
+        super().__init__(name or web.Page(url).name, stall)
         self._url, self._terms, self._sign = url, terms, sign
         self._answer: web.Answer | None = None
         self._mark = ""
