@@ -40,6 +40,11 @@ class Terms:
         self.verify, self.private = verify, private
         self.market = market
 
+    def identity(self) -> tuple[object, ...]:
+        """What differs where an image could be refused, or be another one."""
+        keys = [self.market(name) for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "REGION", "AWS", "ENDPOINT")]
+        return (*self.directories, self.verify, self.private, *keys)
+
 
 class Source:
     """An opened source: bytes as they are fetched, once, in order.
@@ -69,6 +74,12 @@ class Source:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def is_far(url: str) -> bool:
+    """Whether URL is of another machine."""
+    match = _URL.match(url)
+    return match is not None and match[1].lower() != "file"
 
 
 def open(url: str, terms: Terms, stall: float | None = None, rate: int | None = None) -> Source:

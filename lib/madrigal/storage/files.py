@@ -74,6 +74,33 @@ class Store:
         if known is not None:
             log(f"{url} was imported as {self._shown(path)} before")
             return Stored(path, *_look(known, is_disk))
+        if not schemes.is_far(url):
+            return self._fetch(path, url, terms, digests, decompress, is_disk, driver, rate)
+        from madrigal.source import flight
+
+        wanted = (url, terms.identity(), sorted(digests.items()), decompress, is_disk, driver, self.base_path)
+        with flight.of(*wanted, self._allocate, self._staging) as flown:
+            if flown.landed:
+                original, format, size = flown.landed
+                self.clone(original, format, path, format)
+                return Stored(path, format, size)
+            stored = self._fetch(path, url, terms, digests, decompress, is_disk, driver, rate)
+            flown.land([path, stored.format, stored.size])
+        return stored
+
+    def _fetch(
+        self,
+        path: str,
+        url: str,
+        terms: Terms,
+        digests: Mapping[str, str],
+        decompress: bool,
+        is_disk: bool,
+        driver: str,
+        rate: int | None,
+    ) -> Stored:
+        from madrigal.source import schemes
+
         with schemes.open(url, terms, rate=rate) as source:
             if source.local_fd is not None and os.path.isdir(f"/proc/self/fd/{source.local_fd}"):
                 stored = self._add_directory(path, source.local_fd, rate)
