@@ -16,6 +16,7 @@ from madrigal.cli.driver import driver
 from madrigal.cli.host import host
 from madrigal.cli.image import image
 from madrigal.cli.settings import Settings
+from madrigal.cli.source import source
 from madrigal.cli.vm import vm
 from madrigal.embedded.records import CONTRACTS
 from madrigal.errors import Ended, MadrigalError
@@ -64,6 +65,7 @@ def root(settings: Settings, **options: str | bool) -> None:
 
 for group in (host, datastore, image, vm, driver):
     root.add_command(group)
+root.add_command(source)
 
 
 def _ended(signum: int, _frame: FrameType | None) -> NoReturn:

@@ -23,13 +23,47 @@ def size(count: int) -> str:
     return f"{value:.1f} TiB"
 
 
+def _is_terminal() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+class Bar:
+    """How far something with TOTAL bytes (None: unknown) is, on a terminal; nothing without one, or if QUIET."""
+
+    def __init__(self, total: int | None, quiet: bool) -> None:
+        self._total = total
+        self._moves = not quiet and _is_terminal()
+        self._drawn = 0.0  # seconds
+
+    def show(self, count: int, seconds: float) -> None:
+        """COUNT bytes have come in SECONDS; drawn ten times a second."""
+        if not self._moves or (seconds - self._drawn < 0.1 and count != self._total):
+            return
+        self._drawn = seconds
+        speed = f"{size(int(count / max(seconds, 0.001)))}/s"
+        text = f"{size(count)}  {speed}"
+        if self._total:
+            done = min(count / self._total, 1)
+            left = seconds / done * (1 - done) if done else 0
+            bar = ("#" * int(done * 30)).ljust(30, ".")
+            text = f"[{bar}] {done:4.0%}  {size(count)} of {size(self._total)}  {speed}  {left:.0f} s left"
+        sys.stderr.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take it away."""
+        if self._moves:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
 class Progress(Observer):
     """Writes to stderr, so that stdout is the answer alone.  QUIET: only what goes wrong, unless VERBOSE."""
 
     def __init__(self, verbose: bool, quiet: bool) -> None:
         self._verbose = verbose
         self._quiet = quiet and not verbose
-        self._moves = not quiet and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self._moves = not quiet and _is_terminal()
         self._shown = 0  # columns of the moving line
         self.steps: list[dict[str, Any]] = []
         """What ran, for --json."""
