@@ -5,21 +5,25 @@ With MADRIGAL_REQUIRE_ALL=1 in the environment a test that would be skipped fail
 
 from __future__ import annotations
 
+import http.server
 import itertools
 import json
 import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import servers
 
 TREE = Path(__file__).resolve().parent.parent
 RIGS = TREE / "tests" / "rigs"
@@ -377,3 +381,55 @@ def check_stderr(done: Done, action: str, marks: bool = False) -> str:
         lines = lines[:-1]
     assert len(plain) == 1 and lines[-1] == plain[0], f"expected one untagged line, the last: {done.stderr}"
     return plain[0]
+
+
+# -- web servers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def web() -> Iterator[servers.Web]:
+    server = servers.Web()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Key and self-signed certificate for 127.0.0.1 in one file."""
+    place = tmp_path_factory.mktemp("tls")
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    files: list[str | Path] = ["-keyout", place / "key", "-out", place / "certificate"]
+    subprocess.run([*argv, *names, *files], check=True, capture_output=True, timeout=60)
+    (place / "both").write_bytes((place / "key").read_bytes() + (place / "certificate").read_bytes())
+    return place / "both"
+
+
+@pytest.fixture
+def secure(certificate: Path) -> Iterator[servers.Web]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server = servers.Web(context)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def proxy() -> Iterator[http.server.ThreadingHTTPServer]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), servers.Proxy)
+    server.daemon_threads = True
+    server.asked = []  # type: ignore[attr-defined]
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -25,16 +25,19 @@ def dump(
     template: Mapping[str, object] | None = None,
     type: int = 0,
     extra: Mapping[str, object] | None = None,
+    market: str = "",
 ) -> bytes:
     """The base64 of a DS_DRIVER_ACTION_DATA: IMAGE's elements over usual ones, its TEMPLATE's ATTRIBUTES, the
-    datastore's TEMPLATE, and EXTRA beside both.  A value of None leaves an element out."""
+    datastore's TEMPLATE, and EXTRA beside both.  A value of None leaves an element out.  MARKET: the XML of the
+    template of a marketplace."""
     values = {"ID": 42, "NAME": "image", "TYPE": 0, "REGTIME": REGTIME, "SOURCE": "", "PATH": "", "SIZE": 0}
     shown = {name: value for name, value in {**values, **(image or {})}.items() if value is not None}
     text = (
         f"<DS_DRIVER_ACTION_DATA><IMAGE>{_elements(shown)}<TEMPLATE>{_elements(attributes or {})}</TEMPLATE></IMAGE>"
         f"<DATASTORE><ID>1</ID><NAME>default</NAME><DS_MAD>fs</DS_MAD><TM_MAD>ssh</TM_MAD>"
         f"<BASE_PATH>{escape(str(base_path))}</BASE_PATH><TYPE>{type}</TYPE>"
-        f"<TEMPLATE>{_elements(template or {})}</TEMPLATE></DATASTORE>{_elements(extra or {})}</DS_DRIVER_ACTION_DATA>"
+        f"<TEMPLATE>{_elements(template or {})}</TEMPLATE></DATASTORE>{_elements(extra or {})}"
+        f"<MARKETPLACE><TEMPLATE>{market}</TEMPLATE></MARKETPLACE></DS_DRIVER_ACTION_DATA>"
     )
     return base64.b64encode(text.encode())
 

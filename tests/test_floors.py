@@ -12,6 +12,7 @@ from conftest import TREE
 
 from madrigal import backup, tm
 from madrigal.host.remote import HOST_PART
+from madrigal.source.scheme.ssh import PARTS as SSH_PART
 
 LIB = TREE / "lib" / "madrigal"
 
@@ -21,7 +22,7 @@ FLOORS = {
     **dict.fromkeys(("errors", "messages", "location", "dump", "config", "defaults", "deadline", "scratch"), 0),
     **dict.fromkeys(("interpreter", "command", "onhost"), 0),
     **dict.fromkeys(("host", "frontend", "author", "running"), 1),
-    **dict.fromkeys(("transfer", "disks", "snapshots", "iso", "guard", "inspector", "source", "storage"), 2),
+    **dict.fromkeys(("transfer", "disks", "snapshots", "iso", "inspector", "source", "storage"), 2),
     **dict.fromkeys(("migration", "monitoring"), 2),
     **dict.fromkeys(("action", "tm", "datastore", "backup"), 3),
     **dict.fromkeys(("cli", "embedded", "drivers", "__main__"), 4),
@@ -84,7 +85,7 @@ def faults(module: str, source: str) -> list[str]:
         elif top in OTHERS:
             if not any(f"{module}.".startswith(f"{part}.") for part in OTHERS[top]):
                 found.append(f"{module} imports {top}")
-        elif top not in STANDARD and top not in ("zstandard", "compression"):
+        elif top not in STANDARD:
             found.append(f"{module} imports {top}, which is not declared")
     return found
 
@@ -196,7 +197,7 @@ def too_new(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", [*HOST_PART, "__init__", "interpreter", "onhost"])
+@pytest.mark.parametrize("name", [*HOST_PART, *SSH_PART, "__init__", "interpreter", "onhost"])
 def test_host_part_is_python_36(name: str) -> None:
     """Parsed as 3.6; tests/test_hostpart.py runs it by one where there is one."""
     path = MODULES[name]
@@ -204,10 +205,10 @@ def test_host_part_is_python_36(name: str) -> None:
     if name in ALONE:
         assert {imported.partition(".")[0] for imported in imports(path.read_text())} <= set(STANDARD)
         assert path.read_text().startswith("#!/usr/bin/env python3\n") and path.stat().st_mode & 0o111 == 0o111
-    if name in HOST_PART:
+    if name in (*HOST_PART, *SSH_PART):
         for imported in imports(path.read_text()):
             top = imported.partition(".")[0]
-            assert top in STANDARD or ours(imported) in (*HOST_PART, "onhost"), f"{name} imports {imported}"
+            assert top in STANDARD or ours(imported) in (*HOST_PART, *SSH_PART, "onhost"), f"{name} imports {imported}"
 
 
 def test_what_is_too_new_is_seen() -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from madrigal import guard
 from madrigal.errors import ConfigError, Forbidden, MadrigalError, NotFound, SourceUnavailable, UsageError
+from madrigal.onhost import guard
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class Fetched(schemes.Source):
 
 
 def passing(path: Path, is_plain: bool) -> str:
-    with schemes.open(str(path), guard=lambda name: os.open(name, os.O_RDONLY)) as source:
+    with schemes.open(str(path), schemes.Terms(lambda name: os.open(name, os.O_RDONLY))) as source:
         arrival = Arrival(source if is_plain else Fetched(source), decompress=False, digests={})
         for _ in arrival.frames(checked=is_plain):
             pass

@@ -17,6 +17,7 @@ from madrigal.host import Host
 from madrigal.host.bridge import BridgeSession
 from madrigal.host.channel import Channel
 from madrigal.location import Location
+from madrigal.source.schemes import Terms
 from madrigal.storage import files
 
 MIB = 1 << 20
@@ -117,8 +118,8 @@ def test_round_trips_of_datastores(
             act(files.Store(session, datastore))
 
     def add(driver: str) -> Callable[[files.Store], object]:
-        opened = lambda name: os.open(name, os.O_RDONLY)  # noqa: E731
-        return lambda store: store.add(path, str(tmp_path / "image"), opened, {}, True, True, driver)
+        terms = Terms(lambda name: os.open(name, os.O_RDONLY))
+        return lambda store: store.add(path, str(tmp_path / "image"), terms, {}, True, True, driver)
 
     def across() -> None:
         with BridgeSession(["host01"], "SOURCE_BRIDGE_LIST") as given:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from madrigal.dump import Datastore, Image
     from madrigal.host.local import LocalSession
     from madrigal.host.remote import RemoteSession
+    from madrigal.source.schemes import Terms
 
     AnySession = LocalSession | RemoteSession
 
@@ -165,13 +166,23 @@ class Request:
         format = self.needs("IMAGE/FORMAT")
         return ("raw", "swap") if format == "swap" else (format, self.image.fs)
 
-    def open_local(self, path: str) -> int:
-        """Open a file of this machine for import; raises Forbidden unless the datastore allows it."""
-        from madrigal import config, guard
+    @property
+    def terms(self) -> Terms:
+        """What may be imported, and how."""
+        from madrigal import config
+        from madrigal.onhost import guard
+        from madrigal.source.schemes import Terms
 
-        always = [config.var_dir(), config.etc_dir(), os.path.expanduser("~")]
         safe, restricted = self.options["SAFE_DIRS"], self.options["RESTRICTED_DIRS"]
-        return guard.open_allowed(path, safe, restricted, always, directory=not self.is_current)
+        always = [config.var_dir(), config.etc_dir()]
+
+        def open_local(path: str) -> int:
+            own = [*always, os.path.expanduser("~")]
+            return guard.open_allowed(path, safe, restricted, own, directory=not self.is_current)
+
+        verify, private = self.options.yes("TLS_VERIFY"), self.options.yes("PRIVATE_REDIRECTS")
+        market = self.dump.root.one("MARKETPLACE/TEMPLATE").text
+        return Terms(open_local, safe, restricted, always, verify, private, market)
 
     def unsupported(self) -> NoReturn:
         """Say that the driver cannot do this."""

@@ -29,6 +29,11 @@ def stall() -> float:
     return _seconds("MADRIGAL_STALL_TIMEOUT", 120)
 
 
+def source() -> float:
+    """Seconds in which all of an image has to have come from another machine."""
+    return _seconds("MADRIGAL_SOURCE_TIMEOUT", 86400)
+
+
 def lock() -> float:
     """Seconds to wait until somebody else is done with an object."""
     return _seconds("MADRIGAL_LOCK_TIMEOUT", 120)

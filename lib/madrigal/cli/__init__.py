@@ -17,6 +17,7 @@ from madrigal.cli.host import host
 from madrigal.cli.image import image
 from madrigal.cli.ps import ps
 from madrigal.cli.settings import Settings
+from madrigal.cli.source import source
 from madrigal.cli.transfer import transfer
 from madrigal.cli.vm import vm
 from madrigal.embedded.records import CONTRACTS
@@ -64,7 +65,7 @@ def root(settings: Settings, **options: str | bool) -> None:
     vars(settings).update({name: value for name, value in options.items() if value})
 
 
-for group in (host, datastore, image, vm, driver, transfer, ps):
+for group in (host, datastore, image, vm, driver, transfer, ps, source):
     root.add_command(group)
 
 

@@ -15,7 +15,7 @@ from madrigal.onhost import stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any, Self
 
     from madrigal.host import Host
@@ -52,7 +52,7 @@ HOST_PART = (
 )
 """The modules that are sent to hosts: Python 3.6, standard library."""
 
-_MARKER = "madrigal worker, ready"
+MARKER = "madrigal worker, ready"
 
 # Read the program, of which the first line is its length, from stdin, and leave the rest of stdin to it.
 _BOOT = 'import sys;i=sys.stdin.buffer;exec(compile(i.read(int(i.readline())),"madrigal","exec"))'
@@ -81,16 +81,21 @@ sys.meta_path.insert(0, Sent())
 
 
 def program() -> bytes:
-    """What is sent to a host: a Python program with the host part in it, its length in the first line."""
+    """What is sent to a host: the host part, and the start of its worker."""
     umask = os.umask(0)
     os.umask(umask)
+    start = f"from madrigal.onhost import worker\nworker.main({MARKER!r}, {local.timeouts()!r}, {umask})\n"
+    return assembled(HOST_PART, start)
+
+
+def assembled(parts: Sequence[str], start: str) -> bytes:
+    """What COMMAND reads: a Python program that has the modules PARTS and begins with START, its length before it."""
     library = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     lines = [_PROGRAM, "Sent.sources['madrigal'] = Sent.sources['madrigal.onhost'] = ''\n"]
-    for name in HOST_PART:
+    for name in parts:
         with open(f"{library}/{name.replace('.', '/')}.py", encoding="utf-8") as file:
             lines.append(f"Sent.sources['madrigal.{name}'] = {file.read()!a}\n")
-    lines.append(f"from madrigal.onhost import worker\nworker.main({_MARKER!r}, {local.timeouts()!r}, {umask})\n")
-    text = "".join(lines).encode("ascii")
+    text = "".join([*lines, start]).encode("ascii")
     return b"%d\n%s" % (len(text), text)
 
 
@@ -165,7 +170,7 @@ class RemoteSession:
             try:
                 # what a login shell writes before is not ours, and a prompt or a title comes without a newline
                 while line := channel.readline(deadline.connect()):
-                    if line.rstrip().endswith(_MARKER.encode()):
+                    if line.rstrip().endswith(MARKER.encode()):
                         self._is_ready = True
                         return channel
                 error = failure(self.host.name, channel.wait(5), channel.stderr())

@@ -23,6 +23,6 @@ def downloaded(url: str) -> Iterator[int]:
         raise Forbidden(f"'{path}' is a file of this machine, not a URL")
 
     with scratch.nameless() as fd:
-        with schemes.open(url, guard=no_local) as opened, os.fdopen(fd, "wb", closefd=False) as file:
+        with schemes.open(url, schemes.Terms(no_local)) as opened, os.fdopen(fd, "wb", closefd=False) as file:
             fetch(opened, file.write, decompress=False, digests={}, limit=None)
         yield fd

@@ -53,5 +53,8 @@ class Paced(Source):
         self._pace.took(len(data))
         return data
 
+    def peek(self, offset: int, length: int) -> bytes | None:
+        return self._source.peek(offset, length)
+
     def close(self) -> None:
         self._source.close()

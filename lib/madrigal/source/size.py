@@ -9,20 +9,22 @@ from madrigal.source.stream import Unpacked
 
 TYPE_CHECKING = False  # as typing's, without importing it
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from madrigal.source.schemes import Terms
 
 # A front-end gives up after 90 s.  A server may take 20 s to be reached and 20 s to begin or go on.
 _LOCAL, _REMOTE, _STALL = 80.0, 60.0, 20.0
 _MOST = 8 << 20  # bytes of a head; a VHDX image says its size within 4 MiB
+_COUNTED = 256 << 20
+"""The most bytes that are fetched to count what they unpack to, where nothing else tells."""
 
 
-def virtual_size(url: str, *, guard: Callable[[str], int], decompress: bool = True, rate: int | None = None) -> int:
+def virtual_size(url: str, terms: Terms, decompress: bool = True, rate: int | None = None) -> int:
     """The bytes that a VM would see of the image at URL, which is not imported.
 
-    GUARD and RATE as for open().  DECOMPRESS: whether an import would unpack it.  Raises BadImage for what would not be
+    TERMS and RATE as for open().  DECOMPRESS: whether an import would unpack it.  Raises BadImage for what would not be
     imported, NotSupported where only an import can tell, DeadlineExceeded, and what open() raises.
     """
-    with schemes.open(url, guard=guard, stall=min(_STALL, deadline.stall()), rate=rate) as source:
+    with schemes.open(url, terms, min(_STALL, deadline.stall()), rate) as source:
         local = source.local_fd is not None
         time = deadline.Deadline(_LOCAL if local else _REMOTE, f"finding the size of {source.name}")
         stream = Unpacked(source, decompress, lambda _: time.left())
@@ -46,7 +48,12 @@ def virtual_size(url: str, *, guard: Callable[[str], int], decompress: bool = Tr
             return found.virtual_size
         if not stream.packed and source.size is not None:
             return source.size
-        if not local:
+        if stream.kind and not stream.archive:
+            from madrigal.source import packed
+
+            if (length := packed.length(source, stream.kind, bytes(head))) is not None:
+                return length
+        if not local and (source.size is None or source.size > _COUNTED):
             reason = "it is packed" if stream.packed else "its server does not say it"
             raise NotSupported(f"the size of {source.name} is not known without fetching it, as {reason}: give SIZE")
         size = len(head)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from madrigal.errors import BadImage, DigestMismatch, UsageError
-from madrigal.source import codec
+from madrigal.source import archive, codec
 
 TYPE_CHECKING = False  # as typing's, without importing it
 if TYPE_CHECKING:
@@ -22,21 +22,45 @@ _FED = 64 << 10
 _DIGITS = {"md5": 32, "sha1": 40, "sha256": 64}
 
 
+HEAD = max(codec.HEAD, archive.HEAD)
+"""How many bytes of a file is_packed() wants to see, if there are so many."""
+
+
+def is_packed(head: bytes) -> bool:
+    """Whether a file that begins with HEAD is packed, or an archive."""
+    return codec.kind(head) is not None or archive.kind(head) is not None
+
+
 class Unpacked:
-    """The bytes of SOURCE in pieces, unpacked if DECOMPRESS and they are packed.
+    """The bytes of SOURCE in pieces, if DECOMPRESS unpacked and taken out of an archive of one file.
 
     `packed`: whether they are.  SEEN is called with the bytes as they are fetched.
     """
 
     def __init__(self, source: Source, decompress: bool, seen: Callable[[bytes], object]) -> None:
-        self._source, self._seen = source, seen
+        self._source, self._decompress, self._seen = source, decompress, seen
         self._head = b""
-        while decompress and len(self._head) < codec.HEAD and (piece := self._fetched()):
+        while decompress and len(self._head) < HEAD and (piece := self._fetched()):
             self._head += piece
         self._decompressor = codec.decompressor(self._head)
-        self.packed = self._decompressor is not None
+        self.packed = is_packed(self._head)
+        self.kind = self._decompressor.kind if self._decompressor else ""
+        """gzip, bzip2, xz, zstd, lz4 or "", as it was fetched."""
+        self.archive: str | None = None
+        """tar or zip, when that has been seen: by then the first piece has been asked for."""
 
     def __iter__(self) -> Iterator[bytes]:
+        pieces = self._unpacked()
+        if not self._decompress:
+            return pieces
+        head = b""
+        while len(head) < archive.HEAD and (piece := next(pieces, b"")):
+            head += piece
+        rest = _chain(head, pieces)
+        self.archive = archive.kind(head)
+        return archive.extracted(self.archive, rest) if self.archive else rest
+
+    def _unpacked(self) -> Iterator[bytes]:
         data = self._head or self._fetched()
         while data:
             if self._decompressor:
@@ -55,6 +79,12 @@ class Unpacked:
         data = self._source.read(PIECE)
         self._seen(data)
         return data
+
+
+def _chain(head: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    if head:
+        yield head
+    yield from pieces
 
 
 def check_digests(digests: Mapping[str, str]) -> dict[str, str]:

@@ -9,9 +9,9 @@ import stat
 from madrigal import inspector
 from madrigal.onhost import stream
 from madrigal.onhost.images import HEAD, TAIL
-from madrigal.source import codec
 from madrigal.source.pace import Paced, paced
-from madrigal.source.stream import pieces
+from madrigal.source.stream import HEAD as FIRST
+from madrigal.source.stream import is_packed, pieces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Arrival:
         fd = self._source.local_fd
         if fd is None or self._digests or not stat.S_ISREG(os.fstat(fd).st_mode):
             return False
-        return not self._decompress or codec.kind(os.pread(fd, codec.HEAD, 0)) is None
+        return not self._decompress or not is_packed(os.pread(fd, FIRST, 0))
 
     def frames(self, checked: bool) -> Iterator[Frame]:
         """The file as a stream (onhost/stream.py); raises, before its end, if it is not what it should be.

@@ -12,11 +12,11 @@ from madrigal.messages import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from typing import Any
 
     from madrigal.inspector import Found
-    from madrigal.source.schemes import Source
+    from madrigal.source.schemes import Source, Terms
     from madrigal.transfer.route import AnySession
 
 _CONVERTED = ("raw", "qcow2")
@@ -55,7 +55,7 @@ class Store:
         self,
         path: str,
         url: str,
-        open_local: Callable[[str], int],
+        terms: Terms,
         digests: Mapping[str, str],
         decompress: bool,
         is_disk: bool,
@@ -64,7 +64,7 @@ class Store:
     ) -> Stored:
         """Make PATH the image that URL (or a local path) leads to, fetched by this machine at RATE bytes a second.
 
-        OPEN_LOCAL opens a local path or raises Forbidden.  DIGESTS: MD5, SHA1, SHA256 of the bytes as fetched.
+        TERMS: what may be read.  DIGESTS: MD5, SHA1, SHA256 of the bytes as fetched.
         IS_DISK: refuse what a VM must not have as a disk (inspector.check_import).  DRIVER: the format it gets.
         """
         from madrigal.source import schemes, stream
@@ -74,7 +74,34 @@ class Store:
         if known is not None:
             log(f"{url} was imported as {self._shown(path)} before")
             return Stored(path, *_look(known, is_disk))
-        with schemes.open(url, guard=open_local, rate=rate) as source:
+        if not schemes.is_far(url):
+            return self._fetch(path, url, terms, digests, decompress, is_disk, driver, rate)
+        from madrigal.source import flight
+
+        wanted = (url, terms.identity(), sorted(digests.items()), decompress, is_disk, driver, self.base_path)
+        with flight.of(*wanted, self._allocate, self._staging) as flown:
+            if flown.landed:
+                original, format, size = flown.landed
+                self.clone(original, format, path, format)
+                return Stored(path, format, size)
+            stored = self._fetch(path, url, terms, digests, decompress, is_disk, driver, rate)
+            flown.land([path, stored.format, stored.size])
+        return stored
+
+    def _fetch(
+        self,
+        path: str,
+        url: str,
+        terms: Terms,
+        digests: Mapping[str, str],
+        decompress: bool,
+        is_disk: bool,
+        driver: str,
+        rate: int | None,
+    ) -> Stored:
+        from madrigal.source import schemes
+
+        with schemes.open(url, terms, rate=rate) as source:
             if source.local_fd is not None and os.path.isdir(f"/proc/self/fd/{source.local_fd}"):
                 stored = self._add_directory(path, source.local_fd, rate)
             else:

@@ -1,19 +1,17 @@
-"""What may be read: a file of this machine that a user names is opened only where the datastore allows it.
+"""What may be read: a file that a user names is opened only where the datastore allows it, here or on a host.
 
 SAFE_DIRS and RESTRICTED_DIRS hold for the opened file, not for a name that can be changed after it was looked at
 (docs/contract.md, "What may be imported").
 """
-
-from __future__ import annotations
 
 import os
 import stat
 
 from madrigal.errors import ConfigError, Forbidden, NotFound, SourceUnavailable, UsageError
 
-TYPE_CHECKING = False  # as typing's, without importing it
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from typing import Sequence
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -25,7 +23,7 @@ _KERNEL = ("/proc", "/sys")
 
 
 def open_allowed(
-    path: str, safe_dirs: str, restricted_dirs: str, always_restricted: Sequence[str], directory: bool = False
+    path: str, safe_dirs: str, restricted_dirs: str, always_restricted: "Sequence[str]", directory: bool = False
 ) -> int:
     """A descriptor to read the file PATH: a regular file, a block device or, if DIRECTORY, a directory.
 
@@ -69,14 +67,16 @@ def open_allowed(
     return opened
 
 
-def _judge(path: str, real: str, safe_dirs: str, restricted_dirs: str, always_restricted: Sequence[str]) -> None:
+def _judge(path: str, real: str, safe_dirs: str, restricted_dirs: str, always_restricted: "Sequence[str]") -> None:
     """Raise Forbidden unless what PATH leads to, REAL, may be read."""
     if _within(real, safe_dirs.split(), "SAFE_DIRS"):
         return
-    if found := _within(real, restricted_dirs.split(), "RESTRICTED_DIRS"):
-        reason = f"RESTRICTED_DIRS has {found}"
-    elif found := _within(real, [d for d in always_restricted if d], "$VAR, $ETC or $HOME"):
-        reason = f"{found} is always restricted"
+    restricted = _within(real, restricted_dirs.split(), "RESTRICTED_DIRS")
+    always = _within(real, [d for d in always_restricted if d], "$VAR, $ETC or $HOME")
+    if restricted:
+        reason = f"RESTRICTED_DIRS has {restricted}"
+    elif always:
+        reason = f"{always} is always restricted"
     elif not real.startswith("/"):
         reason = "it is not in any directory"
     else:
@@ -84,7 +84,7 @@ def _judge(path: str, real: str, safe_dirs: str, restricted_dirs: str, always_re
     raise Forbidden(f"not allowed to read '{path}': {reason}; check RESTRICTED_DIRS and SAFE_DIRS of the datastore")
 
 
-def _within(real: str, directories: Sequence[str], attribute: str) -> str:
+def _within(real: str, directories: "Sequence[str]", attribute: str) -> str:
     """The first of DIRECTORIES that REAL is or lies in, "" if none; by component, links resolved."""
     for directory in directories:
         if not directory.startswith("/"):

@@ -9,11 +9,11 @@ from madrigal.source.schemes import Source
 
 TYPE_CHECKING = False  # as typing's, without importing it
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from madrigal.source.schemes import Terms
 
 
-def open(url: str, guard: Callable[[str], int], _stall: float) -> Source:
-    return _File(url, guard(url if url.startswith("/") else _path(url)))
+def open(url: str, terms: Terms, _stall: float) -> Source:
+    return _File(url, terms.guard(url if url.startswith("/") else _path(url)))
 
 
 def _path(url: str) -> str:
@@ -47,6 +47,9 @@ class _File(Source):
             raise SourceUnavailable(f"cannot read {self.name}: {error.strerror}") from None
         self._offset += len(data)
         return data
+
+    def peek(self, offset: int, length: int) -> bytes | None:
+        return os.pread(self.local_fd, length, offset)
 
     def close(self) -> None:
         os.close(self.local_fd)
