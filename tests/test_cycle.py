@@ -22,6 +22,8 @@ from madrigal.embedded import DiskRequest, FrontEnd
 from madrigal.embedded.records import VM, Disk
 from madrigal.errors import InUse
 
+pytestmark = pytest.mark.long
+
 MIB = 1 << 20
 SIZE = 3  # MiB of an image
 
