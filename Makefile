@@ -1,32 +1,31 @@
 # make demo       one VM's whole life on two real SSH hosts, run by the driver executables
-# make test       units, actions, real hosts and guests, bats, linters, types
-# make cycle      lives of VMs, gesture by gesture: every pair of drivers on three hosts, and under a real libvirt
+# make test       units, actions, real hosts and guests, bats, linters, types: on all processors, four at most
+# make test-long  what takes longer: lives of VMs with every gesture on three hosts for every pair of drivers, crowds,
+#                 kills at every change, thousands of random trees of snapshots, more of running guests
 # make lint       linters and types alone
 # make faults     connections cut, actions killed, full disks, damaged streams: long, as the disks are big
 # make bench      what actions cost and how fast they move images; PART=throughput one part of it (benchmarks/run --help),
 #                 STOCK=DIR beside the drivers of another remotes tree
 # make generated  renew what comes from the driver.toml files
 #
-# System packages that are missing are installed (as root) or named.  TESTS=... runs a part: make test TESTS=tests/bats
+# System packages that are missing are installed (as root) or named.  TESTS=... runs a part: make test TESTS=tests/test_tm.py
 
 PYTHON := /usr/bin/python3
 VENV := .venv
-CYCLE := tests/test_cycle.py tests/test_running.py
-FAULTS := tests/test_faults.py
-TESTS := $(CYCLE:%=--ignore=%) --ignore=$(FAULTS)
+TESTS :=
 
 demo:
 	@tests/packages demo
 	@$(PYTHON) tests/demo
 
 test: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -q $(TESTS)
+	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 -m "not long and not faults" $(TESTS)
 
-cycle: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -q $(CYCLE)
+test-long: $(VENV)/ready
+	$(VENV)/bin/python -m pytest -q -m "long and not faults" $(TESTS)
 
 faults: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -q $(FAULTS)
+	$(VENV)/bin/python -m pytest -q -m faults tests/test_faults.py
 
 lint: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -q tests/test_linters.py
@@ -45,4 +44,4 @@ $(VENV)/ready: tests/requirements.txt tests/packages
 	@if $(VENV)/bin/python -m pip install -q --disable-pip-version-check -r tests/requirements.txt; then touch $@; \
 	else echo "ruff, mypy and stubs cannot be had from pip: what needs them will be skipped"; fi
 
-.PHONY: demo test cycle faults lint bench generated
+.PHONY: demo test test-long faults lint bench generated

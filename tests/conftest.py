@@ -33,6 +33,9 @@ if str(TREE / "lib") not in sys.path:
 PATH = "/usr/local/bin:/usr/bin:/bin"
 """What a front-end, and `su -` for a plain user, gives."""
 
+# Else `python3` may be one without our packages, which every executable would start first, to leave it for another.
+os.environ["PATH"] = f"{PATH}:{os.environ['PATH']}"
+
 _LOG = re.compile(r"(ERROR|WARN|INFO|DEBUG): (?P<name>[\w.-]+): \S")
 _numbers = itertools.count(100)
 _MARKS = ["ERROR MESSAGE --8<------", "ERROR MESSAGE ------>8--"]
@@ -71,6 +74,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("tests that were skipped")
     for report in skipped:
         terminalreporter.line(f"{report.nodeid}: {_reason(report)}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Forms and transports know nothing of one another: what shows each with the usual other is enough each time."""
+    for item in items:
+        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if (params.get("form"), params.get("transport")) == ("3.4", "paramiko"):
+            item.add_marker(pytest.mark.long)
 
 
 # -- hosts -----------------------------------------------------------------------------------------------------

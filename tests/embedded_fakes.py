@@ -62,6 +62,7 @@ class Tree:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._told = 0  # bytes of the list of calls that were asked for before
         (path / "say").mkdir(parents=True)
         (path / "fake").write_text(FAKE)
         (path / "fake").chmod(0o755)
@@ -87,8 +88,12 @@ class Tree:
         file = self.path / "calls"
         if not file.exists():
             return []
-        found = [json.loads(line) for line in file.read_text().splitlines()]
-        file.unlink()
+        with file.open("rb") as calls:
+            calls.seek(self._told)
+            new = calls.read()
+        new = new[: new.rfind(b"\n") + 1]  # one may just be writing
+        self._told += len(new)
+        found = [json.loads(line) for line in new.splitlines()]
         return [call for call in found if not actions or call["action"] in actions]
 
     def lines(self) -> list[str]:

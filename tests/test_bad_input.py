@@ -169,6 +169,8 @@ DS: dict[tuple[str, str], Sequence[object]] = {
 OF_THE_DATASTORE = ("BRIDGE_LIST", "LIMIT_TRANSFER_BW", "STAGING_DIR", "SPARSE", "NFS_AUTO_ENABLE")
 OTHERS = {"restore"}
 """What only datastore/dummy has."""
+OTHER_DRIVER = pytest.param("shared", marks=pytest.mark.long)
+"""It shares with the first how arguments are read."""
 STATUSES = {2, 10, 13, 20, 21, 24, 30, 40, 41}
 
 
@@ -225,8 +227,9 @@ def test_every_argument_has_a_row() -> None:
     assert {action for action, _ in DS} | OTHERS == set(datastore.ACTIONS)
 
 
+@pytest.mark.parametrize("driver", ["ssh", OTHER_DRIVER])
 @pytest.mark.parametrize("action", tm.ACTIONS)
-def test_arguments_of_transfer_drivers(action: str, env: dict[str, str], tmp_path: Path) -> None:
+def test_arguments_of_transfer_drivers(action: str, driver: str, env: dict[str, str], tmp_path: Path) -> None:
     base = tmp_path / "datastores"
     for form, name, argument, value in tm_cases():
         if name != action or (action == "context" and argument in ("vmid", "dsid")):
@@ -235,8 +238,7 @@ def test_arguments_of_transfer_drivers(action: str, env: dict[str, str], tmp_pat
         argv = [value if word == argument else GOOD[word].format(base=base) for word in words]
         if form == "current":
             argv += [value if argument == "vmid" else "17", value if argument == "dsid" else "0"]
-        for driver in ("ssh",) if action in tm.MIGRATIONS else ("ssh", "shared"):
-            refused(f"tm/{driver}/{action}", argv, env, base64.b64encode(vm_document(17, {})))
+        refused(f"tm/{driver}/{action}", argv, env, base64.b64encode(vm_document(17, {})))
 
 
 @pytest.mark.parametrize("action", tm.MIGRATIONS)
@@ -316,7 +318,7 @@ def test_any_other_number_of_arguments_is_a_usage_error(action: str, env: dict[s
 
 
 @pytest.mark.parametrize("action", datastore.ACTIONS)
-@pytest.mark.parametrize("driver", ["fs", "dev", "dummy"])
+@pytest.mark.parametrize("driver", ["fs", *(pytest.param(name, marks=pytest.mark.long) for name in ("dev", "dummy"))])
 def test_arguments_of_datastore_drivers(action: str, driver: str, env: dict[str, str], tmp_path: Path) -> None:
     name, good = f"datastore/{driver}/{action}", dump(tmp_path / "base", {"PATH": "/no/such/file"})
     if not os.path.exists(Path(__file__).parent.parent / name):

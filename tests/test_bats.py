@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+LONG = {"shellfs.bats": pytest.mark.long}
 FILES = sorted((Path(__file__).parent / "bats").glob("*.bats"))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [pytest.param(path, marks=LONG.get(path.name, ()), id=path.name) for path in FILES])
 def test_bats(path: Path) -> None:
     if not shutil.which("bats"):
         pytest.skip("bats is not installed")

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import RIGS, TREE, Hosts
 
+pytestmark = pytest.mark.long
+
 MIB = 1 << 20
 
 

@@ -396,6 +396,21 @@ def test_random_snapshots_of_real_disks(data: st.DataObject) -> None:
             assert os.readlink(storage.disk).startswith("/") and storage.image.exists()
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("test", "strategies", "examples"),
+    [
+        (test_plans_keep_every_content, (st.data(), st.booleans()), 6000),
+        (test_nothing_but_the_snapshots_is_left, (st.data(),), 6000),
+        (test_random_snapshots_of_real_disks, (st.data(),), 200),
+    ],
+    ids=["plans", "left", "real disks"],
+)
+def test_many_more_of_them(test: Any, strategies: tuple[st.SearchStrategy[object], ...], examples: int) -> None:
+    how = settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    how(given(*strategies)(test.hypothesis.inner_test))()
+
+
 @pytest.fixture(params=KINDS)
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """Each layout, in a directory whose name a shell would run."""

@@ -12,8 +12,11 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 from conftest import Hosts, check_stderr, run_action
 from dumps import dump
+
+pytestmark = pytest.mark.long
 
 MIB = 1 << 20
 AT_ONCE = 15

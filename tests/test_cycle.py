@@ -23,6 +23,8 @@ from madrigal.embedded import ActionFailed, DiskRequest, FrontEnd
 from madrigal.embedded.records import VM, Disk
 from madrigal.errors import InUse
 
+pytestmark = pytest.mark.long
+
 MIB = 1 << 20
 SIZE = 3  # MiB of an image
 

@@ -25,6 +25,8 @@ from madrigal.host.remote import RemoteSession
 from madrigal.location import Location
 from madrigal.transfer import carry
 
+pytestmark = pytest.mark.long
+
 MIB = 1 << 20
 
 

@@ -36,6 +36,8 @@ from conftest import (
 )
 from dumps import front_end, vm_document
 
+pytestmark = pytest.mark.faults
+
 MIB = 1 << 20
 DATA = 300 * MIB
 HOLE = 40 * MIB

@@ -618,6 +618,7 @@ for name in "rename link symlink unlink mkdir rmdir truncate chmod".split():
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chain", [True, False], ids=["chain", "copies"])
 @pytest.mark.parametrize("where", ["host01", "fe"])
 def test_mvds_can_be_killed_anywhere_and_run_again(cloud: Cloud, where: str, chain: bool) -> None:

@@ -46,7 +46,12 @@ def form(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=[(str(TREE), "ssh"), (str(SHELL), "shellfs")], ids=["ssh", "shellfs"])
+@pytest.fixture(
+    params=[
+        pytest.param((str(TREE), "ssh"), id="ssh"),
+        pytest.param((str(SHELL), "shellfs"), id="shellfs", marks=pytest.mark.long),
+    ]
+)
 def cloud(
     request: pytest.FixtureRequest, form: str, hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Cloud]:

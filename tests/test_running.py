@@ -20,6 +20,8 @@ from test_cycle import SIZE, Case, Life, at_once, create, machines_with, reachin
 from madrigal.embedded import DiskRequest, FrontEnd
 from madrigal.embedded.records import Disk
 
+pytestmark = pytest.mark.long
+
 MIB = 1 << 20
 CASES = [
     Case("ssh", "ssh", "raw"),

@@ -20,6 +20,8 @@ from madrigal.errors import ConfigError, SourceUnavailable, UsageError
 from madrigal.source import resume, schemes, sigv4, size, stream
 from madrigal.source.scheme import s3
 
+pytestmark = pytest.mark.long
+
 KEYS = {"ACCESS_KEY_ID": "test:tester", "SECRET_ACCESS_KEY": "testing", "REGION": "us-east-1", "AWS": "no"}
 
 
