@@ -1,6 +1,8 @@
 # make demo       one VM's whole life on two real SSH hosts, run by the driver executables
 # make test       units, actions, real hosts and guests, bats, linters, types
 # make cycle      the lives of VMs, gesture by gesture, on three hosts, for every pair of drivers
+# make check      the conformance kit on our drivers, quickly; `make test` has it too
+# make check-full the same, thoroughly: thousands of kills and broken dumps.  It takes an hour or more
 # make lint       linters and types alone
 # make bench      what an action costs with nothing to move; STOCK=DIR beside the drivers of another remotes tree
 # make generated  renew what comes from the driver.toml files
@@ -22,6 +24,12 @@ test: $(VENV)/ready
 cycle: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -q $(CYCLE)
 
+check: $(VENV)/ready
+	PYTHONPATH=lib $(VENV)/bin/python -m madrigal check -j 2
+
+check-full: $(VENV)/ready
+	PYTHONPATH=lib $(VENV)/bin/python -m madrigal check -j 2 --profile full --html check.html --json check.json
+
 lint: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -q tests/test_linters.py
 
@@ -39,4 +47,4 @@ $(VENV)/ready: tests/requirements.txt tests/packages
 	@if $(VENV)/bin/python -m pip install -q --disable-pip-version-check -r tests/requirements.txt; then touch $@; \
 	else echo "ruff, mypy and stubs cannot be had from pip: what needs them will be skipped"; fi
 
-.PHONY: demo test cycle lint bench generated
+.PHONY: demo test cycle check check-full lint bench generated

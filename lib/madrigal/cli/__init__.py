@@ -11,6 +11,7 @@ from typing import NoReturn
 import click
 
 from madrigal import __version__
+from madrigal.cli.check import check
 from madrigal.cli.datastore import datastore
 from madrigal.cli.driver import driver
 from madrigal.cli.host import host
@@ -62,7 +63,7 @@ def root(settings: Settings, **options: str | bool) -> None:
     vars(settings).update({name: value for name, value in options.items() if value})
 
 
-for group in (host, datastore, image, vm, driver):
+for group in (host, datastore, image, vm, driver, check):
     root.add_command(group)
 
 

@@ -1,0 +1,248 @@
+"""The conformance kit on our drivers, and on copies of them that are broken on purpose."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TREE
+
+from madrigal import drivers
+from madrigal.conformance import broken, scan
+from madrigal.conformance.report import Report, Result
+from madrigal.conformance.subject import of
+from madrigal.conformance.watch import forms
+from madrigal.conformance.world import World, unexpected
+
+OURS = [driver.path for driver in drivers.load(str(TREE))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rig() -> None:
+    for program in ("sshd", "ssh", "unshare", "nsenter"):
+        if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
+            pytest.skip(f"the kit's machines need {program}, which is not installed")
+    if subprocess.run([TREE / "tests/rigs/hosts-up", "/tmp/none", "can"], stdin=subprocess.DEVNULL).returncode:
+        pytest.skip("this machine forbids user namespaces, which the kit's machines need")
+
+
+def check(work: Path, *words: str, **env: str) -> tuple[int, list[dict[str, Any]], str]:
+    """Status, results and the words of `madrigal check`."""
+    found = work / "found.json"
+    argv = [sys.executable, "-m", "madrigal", "check", "--json", str(found), *words]
+    env = {**os.environ, "PYTHONPATH": str(TREE / "lib"), **env}
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=1800)
+    results = json.loads(found.read_text())["results"] if found.exists() else []
+    return done.returncode, results, done.stdout + done.stderr
+
+
+def failed(results: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    """(scene, check) of those that fail."""
+    return {(one["scene"], one["check"]) for one in results if one["outcome"] == "failed"}
+
+
+# -- ours --------------------------------------------------------------------------------------------------------
+
+
+def test_ours_hold(tmp_path: Path) -> None:
+    """In both forms, in the quick profile; the full one is `make check-full`."""
+    page, junit = tmp_path / "check.html", tmp_path / "check.xml"
+    status, results, said = check(tmp_path, "-j", "2", "--html", str(page), "--junit", str(junit))
+    assert status == 0, said
+    assert {one["driver"].partition("[")[0] for one in results} == set(OURS)
+    for driver in OURS:
+        for form in ("3.4", "current"):
+            held = {
+                one["check"] for one in results if one["driver"] == f"{driver}[{form}]" and one["outcome"] == "passed"
+            }
+            assert {"answer", "words", "content", "leftovers", "bystanders", "secrets", "repeat"} <= held, (
+                driver,
+                form,
+            )
+    files = {one["check"] for one in results if one["driver"] == "tm/ssh[current]" and one["outcome"] == "passed"}
+    assert {"kill", "failing_programs", "full_disk", "host_down", "same_object", "wrong_arguments"} <= files
+    assert "tm/ssh[current]" in page.read_text() and "FAILED" not in page.read_text()
+    assert junit.read_text().count("<testcase") == len(results)
+
+
+# -- broken copies -----------------------------------------------------------------------------------------------
+
+# What an action is replaced by; $real is the right one, $kind and $action say which it is.
+BREAKS = {
+    "does nothing": "cat >/dev/null; exit 0",
+    "answers something else": '"$real" "$@"; status=$?; echo surprise; exit $status',
+    "leaves a file": '"$real" "$@"; status=$?; echo x >/tmp/left-over; exit $status',
+    "says more than it may": '"$real" "$@"; status=$?; echo "all is well" >&2; exit $status',
+    "removes too much": """
+"$real" "$@"; status=$?
+find "$ONE_LOCATION/var/datastores" -name "bystander*" -delete
+exit $status""",
+    "truncates": """
+"$real" "$@" >/tmp/answer; status=$?
+read -r path rest </tmp/answer; cat /tmp/answer; rm /tmp/answer
+[ ! -f "$path" ] || truncate -s -65536 "$path"
+for word; do case $word in */disk.0) disk=$word ;; esac; done
+cut='f=$(readlink -f PATH) && [ -f "$f" ] && truncate -s -65536 "$f"'
+[ -z "${disk:-}" ] || ssh "${disk%%:*}" "${cut/PATH/${disk#*:}}" </dev/null 2>/dev/null
+exit $status""",
+}
+
+
+def break_driver(tree: Path, driver: str, how: str) -> list[str]:
+    """Make TREE like ours, but with every action of DRIVER broken in this way; returns the actions."""
+    for name in ("lib", "remotes", "scripts_common.sh", "datastore", "tm"):
+        (tree / name).symlink_to(TREE / name)
+    kind, _, name = driver.partition("/")
+    (tree / kind).unlink()
+    (tree / kind).mkdir()
+    for other in (TREE / kind).iterdir():
+        if other.name != name:
+            (tree / kind / other.name).symlink_to(other)
+    (tree / kind / name).mkdir()
+    shutil.copy(TREE / driver / "driver.toml", tree / kind / name)
+    actions = of(kind, str(TREE / driver), "current").actions
+    for action in actions:
+        real = TREE / driver / action
+        path = tree / kind / name / action
+        if os.path.basename(os.path.realpath(real)) == "unsupported" and how != "does nothing":
+            path.symlink_to(os.path.realpath(real))
+            continue
+        path.write_text(f"#!/bin/bash\nreal={real}\n{BREAKS[how]}\n")
+        path.chmod(0o755)
+    return actions
+
+
+ONCE = "answer or words or content or leftovers or source_untouched or bystanders or secrets or refuses"
+
+
+@pytest.mark.parametrize("driver", OURS)
+def test_what_does_nothing_is_caught(driver: str, tmp_path: Path) -> None:
+    """For every action of the driver that has something to do."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    break_driver(tree, driver, "does nothing")
+    kind, _, name = driver.partition("/")
+    words = ["--remotes", str(tree), f"--{kind}", name, "-k", f"({ONCE}) and current", "--prepare-with", str(TREE)]
+    status, results, said = check(tmp_path, *words)
+    subject = of(kind, str(TREE / driver), "current")
+    bad = {one["action"] for one in results if one["outcome"] == "failed"}
+    # who has nothing to do is caught by another breakage, below
+    idle = {action for action in subject.actions if subject.is_idle(action)}
+    by_storage = {"mvds", "mv", "premigrate", "failmigrate", "postmigrate"} if subject.is_shared else set()
+    unseen = {"snap_create_live"} if not subject.refuses("snap_create_live") else set()
+    missing = set(subject.actions) - bad - idle - by_storage - unseen
+    assert not missing, f"nobody minds that these do nothing: {missing}\n{said[-3000:]}"
+    assert status == 1 if bad else True
+
+
+@pytest.mark.parametrize("how", [how for how in BREAKS if how != "does nothing"])
+@pytest.mark.parametrize("driver", ["datastore/fs", "tm/ssh"])
+def test_breakages_are_caught(driver: str, how: str, tmp_path: Path) -> None:
+    """In at least one scene of every action that it can be done to."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    break_driver(tree, driver, how)
+    kind, _, name = driver.partition("/")
+    words = ["--remotes", str(tree), f"--{kind}", name, "-k", f"({ONCE}) and current", "--prepare-with", str(TREE)]
+    status, results, said = check(tmp_path, *words)
+    bad = {one["action"] for one in results if one["outcome"] == "failed"}
+    subject = of(kind, str(TREE / driver), "current")
+    wanted = set(subject.actions) - {"snap_create_live"}
+    if how == "truncates":
+        wanted = (
+            {"cp", "clone", "mkfs"}
+            if kind == "datastore"
+            else {"clone", "ln", "mkimage", "mkswap", "snap_revert", "resize"}
+        )
+    elif how in ("leaves a file", "removes too much") and kind == "tm":
+        wanted -= {"monitor_ds"}  # which runs on a host
+    assert status == 1 and wanted <= bad, f"not caught: {wanted - bad}\n{said[-3000:]}"
+
+
+def test_idle_actions_are_caught_too(tmp_path: Path) -> None:
+    """Those of the driver dummy must say nothing and leave nothing."""
+    for driver in ("tm/dummy", "tm/dev"):
+        for how in ("leaves a file", "answers something else"):
+            tree = tmp_path / f"{driver.replace('/', '-')}-{how.split()[0]}"
+            tree.mkdir()
+            break_driver(tree, driver, how)
+            words = ["--remotes", str(tree), "--tm", driver[3:], "-k", f"({ONCE}) and current"]
+            _, results, said = check(tmp_path, *words)
+            subject = of("tm", str(TREE / driver), "current")
+            bad = {one["action"] for one in results if one["outcome"] == "failed"}
+            wanted = {action for action in subject.actions if not subject.cannot(action)}
+            assert wanted <= bad, f"{how}, not caught: {wanted - bad}\n{said[-2000:]}"
+
+
+# -- its parts ---------------------------------------------------------------------------------------------------
+
+
+def test_one_check_can_be_run_alone(tmp_path: Path) -> None:
+    status, results, said = check(tmp_path, "--tm", "ssh", "--contract", "current", "-k", "answer and clone and kernel")
+    assert status == 0, said
+    assert [(one["check"], one["scene"]) for one in results] == [("answer", "clone of a kernel")]
+
+
+def test_a_driver_that_is_not_there_is_named(tmp_path: Path) -> None:
+    status, results, said = check(tmp_path, "--tm", "nosuch")
+    assert (status, results) == (30, []) and "tm/nosuch" in said
+    status, _, said = check(tmp_path, "--tm", "ssh", "-k", "nosuchcheck")
+    assert status == 1, said  # nothing that holds is no success
+
+
+def test_changes_between_two_worlds() -> None:
+    before = World({"fe:/a": ["file", 0, 1, "x"], "fe:/b": ["file", 0, 1, "x"]}, {"fe:/": ""})
+    after = World({"fe:/b": ["file", 0, 1, "y"], "host01:/c": ["link", 0, 0, "b"]}, {"fe:/": "", "fe:/m": ""})
+    changes = before.changes(after)
+    assert changes == ["removed fe:/a", "changed fe:/b", "made host01:/c", "mounted fe:/m"]
+    assert unexpected(changes, ["fe:/b", "host01:*"]) == ["removed fe:/a", "mounted fe:/m"]
+    assert not before.changes(before)
+
+
+def test_files_are_told_by_content(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/f").write_text("x")
+    (tmp_path / "l").symlink_to("d")
+    (tmp_path / "skipped").mkdir()
+    (tmp_path / "skipped/f").write_text("x")
+    first = scan.scan([str(tmp_path)], [f"{tmp_path}/skipped"])
+    assert sorted(path.removeprefix(f"{tmp_path}/") for path in first) == ["d", "d/f", "l"]
+    (tmp_path / "d/f").write_text("y")
+    second = scan.scan([str(tmp_path)], [f"{tmp_path}/skipped"])
+    assert {path for path in first if first[path] != second[path]} == {f"{tmp_path}/d/f"}
+
+
+@pytest.mark.parametrize("before", ["", "a", "ab", "abc"])
+def test_a_secret_is_known_within_base64(before: str) -> None:
+    import base64
+
+    packed = base64.b64encode(f"{before}my-secret-word and more".encode()).decode()
+    assert any(form in packed for form in forms("my-secret-word"))
+    assert not any(form in base64.b64encode(b"my-other-word and more").decode() for form in forms("my-secret-word"))
+
+
+def test_broken_dumps_are_the_same_each_time() -> None:
+    import base64
+
+    right = base64.b64encode(b"<DS_DRIVER_ACTION_DATA><IMAGE><ID>1</ID><PATH>/x</PATH></IMAGE></DS_DRIVER_ACTION_DATA>")
+    first, second = list(broken.dumps(right, 100, "seed")), list(broken.dumps(right, 100, "seed"))
+    assert first == second and len({dump for _, dump in first}) > 50
+    changed = broken.of_attribute(right, "IMAGE/TEMPLATE/MD5", "a'b")
+    assert b"<TEMPLATE><MD5><![CDATA[a'b]]></MD5></TEMPLATE>" in base64.b64decode(changed)
+
+
+def test_report() -> None:
+    report = Report()
+    assert not report.holds
+    report.add(Result("tm/x[current]", "answer", "clone", "clone raw", "passed", "", "", 1.0, []))
+    report.add(Result("tm/x[current]", "answer", "ln", "ln", "skipped", "cannot ln", "", 0.0, []))
+    assert report.holds and "1 ok" in report.table() and "cannot ln" in report.table()
+    report.add(Result("tm/x[current]", "answer", "mv", "mv", "failed", "<wrong>", "run 'it'", 1.0, []))
+    assert not report.holds and "1/2 FAILED" in report.table()
+    assert "&lt;wrong&gt;" in report.html() and 'failures="1"' in report.junit()
