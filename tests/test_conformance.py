@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import TREE
 
-from madrigal import drivers
+from madrigal import drivers, errors
 from madrigal.conformance import broken, scan
 from madrigal.conformance.report import Report, Result
 from madrigal.conformance.subject import of
@@ -178,6 +179,57 @@ def test_idle_actions_are_caught_too(tmp_path: Path) -> None:
             bad = {one["action"] for one in results if one["outcome"] == "failed"}
             wanted = {action for action in subject.actions if not subject.cannot(action)}
             assert wanted <= bad, f"{how}, not caught: {wanted - bad}\n{said[-2000:]}"
+
+
+# -- the page for authors ------------------------------------------------------------------------------------------
+
+
+def test_the_page_leads_to_a_driver_that_holds(tmp_path: Path) -> None:
+    """docs/writing-a-driver.md, followed to the letter; only the last check is made shorter."""
+    page = (TREE / "docs/writing-a-driver.md").read_text()
+    section = page.partition("## From nothing to a driver that holds\n")[2].partition("\n### ")[0]
+    recipes = re.findall(r"^`(tm/shelf/\w+)`:\n\n```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    commands = re.findall(r"^```sh\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    assert len(recipes) == 4 and len(commands) == 2
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin/madrigal"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m madrigal "$@"\n')
+    command.chmod(0o755)
+    env = {**os.environ, "PYTHONPATH": str(TREE / "lib"), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+
+    def shell(script: str) -> subprocess.CompletedProcess[str]:
+        argv = ["bash", "-eu", "-c", script]
+        return subprocess.run(argv, capture_output=True, text=True, env=env, cwd=tmp_path)
+
+    begun = shell(commands[0])
+    assert begun.returncode == 1 and "clone is not written yet" in begun.stdout, begun.stdout + begun.stderr
+    for name, text in recipes:
+        (tmp_path / "drivers" / name).write_text(text)
+    ended = shell(commands[1].rstrip() + ' -k "answer or content or leftovers or refuses"')
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_a_scaffold_is_a_driver(tmp_path: Path) -> None:
+    def new(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "madrigal", "new", "driver", *words, "--in", str(tmp_path)]
+        return subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(TREE / "lib")})
+
+    assert new("mine", "--tm", "--datastore").returncode == 0
+    for kind in ("tm", "datastore"):
+        made = drivers.read(str(tmp_path), kind, "mine")
+        assert made and set(made.actions) | {"unsupported"} > {"clone"}
+        for action in of(kind, f"{tmp_path}/{kind}/mine", "current").actions:
+            done = subprocess.run([f"{tmp_path}/{kind}/mine/{action}", "--help"], capture_output=True, text=True)
+            assert done.returncode == 0, (action, done.stderr)
+    again, wrong, neither = new("mine", "--tm"), new("../mine", "--tm"), new("other")
+    assert (again.returncode, wrong.returncode, neither.returncode) == (31, 2, 2), (again, wrong, neither)
+
+
+def test_every_status_is_in_the_contract() -> None:
+    text = (TREE / "docs/contract.md").read_text()
+    table = text.partition("## Exit statuses\n")[2].partition("\n## ")[0]
+    for kind in errors.BY_NAME.values():
+        assert f"| {kind.status} |" in table, kind
 
 
 # -- its parts ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from madrigal.cli.datastore import datastore
 from madrigal.cli.driver import driver
 from madrigal.cli.host import host
 from madrigal.cli.image import image
+from madrigal.cli.new import new
 from madrigal.cli.settings import Settings
 from madrigal.cli.vm import vm
 from madrigal.embedded.records import CONTRACTS
@@ -63,7 +64,7 @@ def root(settings: Settings, **options: str | bool) -> None:
     vars(settings).update({name: value for name, value in options.items() if value})
 
 
-for group in (host, datastore, image, vm, driver, check):
+for group in (host, datastore, image, vm, driver, new, check):
     root.add_command(group)
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -91,6 +92,7 @@ def _side_by_side(options: Options, drivers: list[tuple[str, str]], report: Repo
                 options,
                 datastores=tuple(directory for kind, directory in part if kind == "datastore"),
                 tms=tuple(directory for kind, directory in part if kind == "tm"),
+                beside=tuple(directory for _, directory in drivers),
                 jobs=1,
                 json=f"{work}/{number}",
                 html="",
@@ -101,11 +103,17 @@ def _side_by_side(options: Options, drivers: list[tuple[str, str]], report: Repo
                 [os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))), *sys.path]
             )
             started.append(subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": path}, stdout=sys.stderr))
-        for number, process in enumerate(started):
-            if process.wait() not in (0, 1) or not os.path.exists(f"{work}/{number}"):
-                report.broken = True
-                continue
-            report.load(f"{work}/{number}")
+        try:
+            for number, process in enumerate(started):
+                if process.wait() not in (0, 1) or not os.path.exists(f"{work}/{number}"):
+                    report.broken = True
+                    continue
+                report.load(f"{work}/{number}")
+        finally:
+            for process in started:
+                if process.poll() is None:  # an interruption ends them too
+                    process.send_signal(signal.SIGINT)
+                    process.wait()
     if options.junit:
         with open(options.junit, "w", encoding="utf-8") as file:
             file.write(report.junit())

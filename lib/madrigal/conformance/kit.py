@@ -44,6 +44,8 @@ class Options:
     prepare: str = ""
     """A tree whose drivers bring about what checks begin with; "": the driver under test does."""
     seed: int = 0
+    beside: tuple[str, ...] = ()
+    """Directories of drivers that are checked at the same time elsewhere."""
     jobs: int = 1
     """How many drivers are checked at a time, each on machines of its own."""
     pytest: tuple[str, ...] = ()
@@ -85,6 +87,12 @@ class Kit:
         self.progress = 0
         """Bytes that were where a play's bytes arrive when it was last interrupted."""
 
+    def before(self, subject: Subject) -> list[Subject]:
+        """The drivers, checked here or beside, that come before this one by name."""
+        known = {one.directory for one in self.subjects if one.kind == subject.kind} | set(self.options.beside)
+        others = [path for path in sorted(known) if path < subject.directory]
+        return [of(subject.kind, path, subject.form) for path in others if f"/{subject.kind}/" in path]
+
     @property
     def is_full(self) -> bool:
         return self.options.profile == "full"
@@ -92,7 +100,9 @@ class Kit:
     @property
     def machines(self) -> Machines:
         if self._machines is None:
-            trees = {subject.tree for subject in self.subjects} | {self.options.prepare or self.options.tree}
+            trees = {path for one in self.subjects for path in (one.tree, one.directory)} | {
+                self.options.prepare or self.options.tree
+            }
             library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
             keep = {os.path.realpath(path) for path in (*trees, library) if os.path.realpath(path).startswith("/tmp/")}
             keep |= {path for path in os.environ.get("RUBYLIB", "").split(":") if path.startswith("/tmp/")}

@@ -27,7 +27,7 @@ from madrigal.conformance.subject import OLD_ACTIONS, Subject
 from madrigal.conformance.world import World
 
 Popen = subprocess.Popen[bytes]
-ALL, SOME, NONE = "all", "some", "none"
+ALL, FIRST, SOME, NONE = "all", "first", "some", "none"
 
 
 def each(
@@ -35,7 +35,7 @@ def each(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Play the check for each of SCENES (default: all) or, with WHAT, for each of its words.
 
-    QUICK: for all of them in the quick profile too, for the first of each driver (SOME), or for none.
+    QUICK: for all of them in the quick profile too, for the first of each action (FIRST) or driver (SOME), or for none.
     """
 
     def mark(function: Callable[..., None]) -> Callable[..., None]:
@@ -216,11 +216,36 @@ class Plugin:
                     if not scenes(scene) or (unfit := scene.unfit(subject)) == "-":
                         continue
                     found.append(Case(self.kit, subject, scene, "", unfit))
-            if not self.kit.is_full:
-                able = [case for case in found if not case.skip]
-                found = {ALL: found, SOME: able[:1], NONE: []}[quick]
+            if not self.kit.is_full and what is None:
+                found = self._quick(found, quick)
             cases += found
         metafunc.parametrize("case", cases, ids=[case.label for case in cases], indirect=False)
+
+    def _quick(self, cases: list[Case], quick: str) -> list[Case]:
+        """Those of one check and driver that the quick profile has.
+
+        What another driver with the same executable and kind of storage shows is played for the first scene alone.
+        """
+        if quick == NONE:
+            return []
+        if quick == SOME:
+            return [case for case in cases if not case.skip][:1]
+        found = []
+        for case in cases:
+            assert case.scene
+            if case.skip or case.is_first:
+                found.append(case)
+            elif quick == ALL:
+                case.skip = self._shown_by(case.subject, case.scene.action)
+                found.append(case)
+        return found
+
+    def _shown_by(self, subject: Subject, action: str) -> str:
+        path = os.path.realpath(subject.executable(action))
+        for other in self.kit.before(subject):
+            if other.is_shared == subject.is_shared and os.path.realpath(other.executable(action)) == path:
+                return f"in the quick profile most of {action} is left to {other.path}, whose executable it is"
+        return ""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """By driver, then by scene, so that what one scene has brought about is used at once."""
