@@ -83,6 +83,7 @@ class Kit:
         self._machines: Machines | None = None
         self._tree = ""
         self._down = ""
+        self._settled = 0
         self._fakes: dict[str, Fakes] = {}
         self.progress = 0
         """Bytes that were where a play's bytes arrive when it was last interrupted."""
@@ -158,6 +159,11 @@ class Kit:
         self.stage(subject)
         stages = [self._stage(subject, number) for number in range(count)]
         return [(stage, scene.build(stage, scene.format)) for stage in stages]
+
+    @property
+    def is_stirred(self) -> bool:
+        """Whether an action was run since all was settled."""
+        return self._machines is not None and self.answers.started > self._settled
 
     def ready(self, subject: Subject, scene: Scene, big: bool = False) -> tuple[Stage, Play]:
         """SCENE for SUBJECT, as if nothing had happened yet; BIG: with much to move."""
@@ -244,7 +250,8 @@ class Kit:
         return self._seen[key]
 
     def settle(self) -> None:
-        """Let what was stopped go on, what hangs end, and what is mounted go."""
+        """Let what was stopped go on, what hangs end, and all programs be what they are."""
+        self._settled = self.answers.started
         for machine in self.machines.machines.values():
             if isinstance(machine, OwnMachine):
                 machine.signal(signal.SIGCONT)

@@ -241,10 +241,12 @@ class Plugin:
         return found
 
     def _shown_by(self, subject: Subject, action: str) -> str:
+        """Why most scenes of ACTION need not be played for it; "" if they have to."""
         path = os.path.realpath(subject.executable(action))
         for other in self.kit.before(subject):
-            if other.is_shared == subject.is_shared and os.path.realpath(other.executable(action)) == path:
-                return f"in the quick profile most of {action} is left to {other.path}, whose executable it is"
+            alike = (other.is_shared, other.is_files) == (subject.is_shared, subject.is_files)
+            if alike and os.path.realpath(other.executable(action)) == path:
+                return f"in the quick profile most is left to {other.path} where the executable is the same"
         return ""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -261,7 +263,8 @@ class Plugin:
         if case.skip:
             pytest.skip(case.skip)
         yield
-        self.kit.settle()
+        if self.kit.is_stirred:
+            self.kit.settle()
 
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
         outcome = yield

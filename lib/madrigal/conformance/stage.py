@@ -44,6 +44,8 @@ class Answers:
     """The front-end that drivers ask, for all stages: its documents are those of the stage that is set."""
 
     def __init__(self) -> None:
+        self.started = 0
+        """How many actions were."""
         self.stages: dict[int, Stage] = {}
         self.stage: Stage | None = None
         kinds = {"vm": "vm_document", "datastore": "datastore_document", "host": "host_document"}
@@ -277,6 +279,7 @@ class Stage:
 
     def start(self, call: Call, subject: Subject | None = None) -> subprocess.Popen[bytes]:
         machine = self.machine(call.on)
+        self.answers.started += 1
         self.answers.stage = self.answers.stages[self.vm_id] = self
         words = machine.argv(["nice", "-n", "19", (subject or self.subject).executable(call.action), *call.arguments])
         env = {**os.environ, **self.env(machine), **call.env}

@@ -61,6 +61,8 @@ def unexpected(changes: Sequence[str], allowed: Sequence[str]) -> list[str]:
 
 def is_connection(words: Sequence[str]) -> bool:
     """Whether a process is a server or a kept connection, which may stay."""
+    if not words:
+        return True  # it has just ended
     is_kept = words[0].rpartition("/")[2] == "ssh" and "-N" in words
     return is_kept or bool(_CONNECTION.match(" ".join(words)))
 
