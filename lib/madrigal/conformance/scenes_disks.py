@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from madrigal.conformance import vms
 from madrigal.conformance.calls import Run
-from madrigal.conformance.scenes import Play, Unfit, expect, holds, kept, scene, whole
+from madrigal.conformance.scenes import Play, Unfit, Wrong, expect, holds, kept, scene, whole
 from madrigal.conformance.stage import MIB, Stage
 
 
@@ -134,9 +134,17 @@ def snap_create_missing(stage: Stage, format: str) -> Play:
     return vms.refused(stage, stage.tm("snap_create", f"{stage.host}:{disk}", "0", ds=stage.image_ds))
 
 
-@scene("tm", "snap_create_live", forms=vms.TODAY)
+@scene("tm", "snap_create_live", "of a guest", forms=vms.TODAY)
 def snap_create_live(stage: Stage, format: str) -> Play:
-    raise Unfit("snap_create_live needs a guest that runs, which the check does not start")
+    raise Unfit("snap_create_live of a guest needs one that runs, which the check does not start")
+
+
+@scene("tm", "snap_create_live", "where no guest runs", forms=vms.TODAY, fails=True)
+def snap_create_live_refused(stage: Stage, format: str) -> Play:
+    """Its disk could change meanwhile: whoever cannot talk to the hypervisor must not copy it."""
+    disk, _, _ = vms.given(stage, "raw")
+    stage.vm.state, stage.vm.lcm_state = 3, 57
+    return vms.refused(stage, stage.tm("snap_create_live", f"{stage.host}:{disk}", "0", ds=stage.image_ds))
 
 
 @scene("tm", "snap_revert", forms=vms.TODAY, formats=vms.BOTH)
@@ -199,6 +207,13 @@ def snap_delete(stage: Stage, format: str) -> Play:
 
     def verify(run: Run) -> None:
         holds(stage, stage.host, disk, format, digest, "the disk")
+        again = stage.run(stage.tm("snap_revert", at, "0", ds=stage.image_ds), subject=stage.helper)
+        if not again.status:
+            raise Wrong(
+                "snapshot 0 is still there\n  expected: that nobody can revert to it\n  seen:     snap_revert works"
+            )
+        stage.runs.remove(again)
+        holds(stage, stage.host, disk, format, digest, "the disk, after a revert that was refused,")
 
     return Play(
         stage.tm("snap_delete", at, "0", ds=stage.image_ds),

@@ -345,4 +345,10 @@ def failmigrate(stage: Stage, format: str) -> Play:
         stage.put(stage.other, disk, b"half of it")
     digest = stage.digest(content)
     safe = kept(stage, [(stage.host, disk)], "raw", digest)
-    return Play(vms.migration(stage, "failmigrate"), lambda run: safe(), _directory(stage, stage.other), safe=safe)
+
+    def verify(run: Run) -> None:
+        safe()
+        if not stage.is_shared:
+            gone(stage, stage.other, stage.vm_dir)
+
+    return Play(vms.migration(stage, "failmigrate"), verify, _directory(stage, stage.other), safe=safe)
