@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -105,7 +106,8 @@ class Kit:
                 self.options.prepare or self.options.tree
             }
             library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-            keep = {os.path.realpath(path) for path in (*trees, library) if os.path.realpath(path).startswith("/tmp/")}
+            wanted = (*trees, library, sys.prefix, sys.base_prefix)
+            keep = {os.path.realpath(path) for path in wanted if os.path.realpath(path).startswith("/tmp/")}
             keep |= {path for path in os.environ.get("RUBYLIB", "").split(":") if path.startswith("/tmp/")}
             outer = [path for path in sorted(keep) if not any(path.startswith(f"{other}/") for other in keep)]
             self._machines = Machines(self.options.hosts, outer)
