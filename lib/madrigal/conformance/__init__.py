@@ -112,7 +112,7 @@ def _side_by_side(options: Options, drivers: list[tuple[str, str]], report: Repo
         finally:
             for process in started:
                 if process.poll() is None:  # an interruption ends them too
-                    process.send_signal(signal.SIGINT)
+                    process.terminate()
                     process.wait()
     if options.junit:
         with open(options.junit, "w", encoding="utf-8") as file:
