@@ -2,8 +2,10 @@
 # make test       units, actions, real hosts and guests, bats, linters, types: on all processors, four at most
 # make test-long  what takes longer: lives of VMs with every gesture on three hosts for every pair of drivers, crowds,
 #                 kills at every change, thousands of random trees of snapshots, more of running guests
+# make check      the conformance kit on our drivers, quickly; `make test-long` has it too
+# make thorough   what takes hours: connections cut, actions killed, full disks and damaged streams under large disks,
+#                 broken copies of our drivers that the conformance kit must catch, and all that it has
 # make lint       linters and types alone
-# make faults     connections cut, actions killed, full disks, damaged streams: long, as the disks are big
 # make bench      what actions cost and how fast they move images; PART=throughput one part of it (benchmarks/run --help),
 #                 STOCK=DIR beside the drivers of another remotes tree
 # make generated  renew what comes from the driver.toml files
@@ -19,13 +21,17 @@ demo:
 	@$(PYTHON) tests/demo
 
 test: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 -m "not long and not faults" $(TESTS)
+	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 -m "not long and not thorough" $(TESTS)
 
 test-long: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -q -m "long and not faults" $(TESTS)
+	$(VENV)/bin/python -m pytest -q -m "long and not thorough" $(TESTS)
 
-faults: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -q -m faults tests/test_faults.py
+check: $(VENV)/ready
+	PYTHONPATH=lib $(VENV)/bin/python -m madrigal check -j 2
+
+thorough: $(VENV)/ready
+	$(VENV)/bin/python -m pytest -q -m thorough $(TESTS)
+	PYTHONPATH=lib $(VENV)/bin/python -m madrigal check -j 2 --profile full --html check.html --json check.json
 
 lint: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -q tests/test_linters.py
@@ -44,4 +50,4 @@ $(VENV)/ready: tests/requirements.txt tests/packages
 	@if $(VENV)/bin/python -m pip install -q --disable-pip-version-check -r tests/requirements.txt; then touch $@; \
 	else echo "ruff, mypy and stubs cannot be had from pip: what needs them will be skipped"; fi
 
-.PHONY: demo test test-long faults lint bench generated
+.PHONY: demo test test-long check thorough lint bench generated

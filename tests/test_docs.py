@@ -87,9 +87,8 @@ def test_every_function_of_the_shell_library_is_listed() -> None:
 
 def examples(kind: str) -> list[str]:
     """The whole programs among the code blocks of the page for driver authors."""
-    blocks = re.findall(
-        rf"^```{kind}\n(.*?)^```$", (TREE / "docs/writing-a-driver.md").read_text(), re.DOTALL | re.MULTILINE
-    )
+    text = (TREE / "docs/writing-a-driver.md").read_text().partition("\n## In Python\n")[2]
+    blocks = re.findall(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return [block for block in blocks if block.startswith("#!")]
 
 

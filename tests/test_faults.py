@@ -36,7 +36,7 @@ from conftest import (
 )
 from dumps import front_end, vm_document
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.thorough
 
 MIB = 1 << 20
 DATA = 300 * MIB

@@ -25,10 +25,15 @@ FLOORS = {
     **dict.fromkeys(("transfer", "disks", "snapshots", "iso", "inspector", "source", "storage"), 2),
     **dict.fromkeys(("migration", "monitoring"), 2),
     **dict.fromkeys(("action", "tm", "datastore", "backup"), 3),
-    **dict.fromkeys(("cli", "embedded", "drivers", "__main__"), 4),
+    **dict.fromkeys(("cli", "conformance", "embedded", "drivers", "__main__"), 4),
 }
 STANDARD = sys.stdlib_module_names
-OTHERS = {"lxml": {"dump", "frontend", "embedded"}, "click": {"cli"}, "paramiko": {"host.paramiko_connection"}}
+OTHERS = {
+    "lxml": {"dump", "frontend", "embedded", "conformance"},
+    "click": {"cli"},
+    "paramiko": {"host.paramiko_connection"},
+}
+OTHERS["pytest"] = {"conformance"}
 OTHERS["cryptography"] = {"monitoring"}
 """Packages that are not Python's, and where they may be imported."""
 

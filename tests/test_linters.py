@@ -75,7 +75,9 @@ def test_every_executable_is_looked_at() -> None:
         if path.is_file() and not path.is_symlink() and os.access(path, os.X_OK)
     }
     assert executables <= found
-    assert {"scripts_common.sh", ".ci/run", "tests/rigs/hosts-up"} <= {os.path.relpath(path, TREE) for path in SHELL}
+    assert {"scripts_common.sh", ".ci/run", "lib/madrigal/conformance/rig/hosts-up"} <= {
+        os.path.relpath(path, TREE) for path in SHELL
+    }
 
 
 def test_ruff() -> None:

@@ -11,10 +11,12 @@ from typing import NoReturn
 import click
 
 from madrigal import __version__
+from madrigal.cli.check import check
 from madrigal.cli.datastore import datastore
 from madrigal.cli.driver import driver
 from madrigal.cli.host import host
 from madrigal.cli.image import image
+from madrigal.cli.new import new
 from madrigal.cli.ps import ps
 from madrigal.cli.settings import Settings
 from madrigal.cli.source import source
@@ -65,7 +67,7 @@ def root(settings: Settings, **options: str | bool) -> None:
     vars(settings).update({name: value for name, value in options.items() if value})
 
 
-for group in (host, datastore, image, vm, driver, transfer, ps, source):
+for group in (host, datastore, image, vm, driver, transfer, ps, source, new, check):
     root.add_command(group)
 
 

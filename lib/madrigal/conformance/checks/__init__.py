@@ -1,0 +1,1 @@
+"""The checks: test functions that the plug-in plays for each driver."""

@@ -1,0 +1,135 @@
+"""Again and again: docs/contract.md, "What holds for every action"."""
+
+from __future__ import annotations
+
+import functools
+import random
+import signal
+
+import pytest
+
+from madrigal.conformance import world
+from madrigal.conformance.kit import describe
+from madrigal.conformance.plugin import FIRST, SOME, Case, Popen, clean, each, scene_of, works
+from madrigal.conformance.scenes import Scene, Wrong
+
+TIMES = {"quick": 2, "full": 10}
+FAULTS = {"quick": 2, "full": 24}
+"""How often, and how many faults in one scene."""
+
+ONCE = ("snap_revert raw of a persistent disk", "snap_revert qcow2 of a persistent disk")
+"""Scenes that go on with other actions after the one."""
+
+
+def can_be_repeated(scene: Scene) -> bool:
+    return scene.name not in ONCE
+
+
+@each(can_be_repeated, quick=FIRST)
+def test_repeat(case: Case) -> None:
+    """Ten times in a row (twice in the quick profile) end as one does."""
+    stage, play = case.ready()
+    run = stage.run(play.call)
+    before = case.kit.look()
+    for number in range(2, TIMES[case.kit.options.profile] + 1):
+        run = stage.run(play.call)
+        if scene_of(case).fails:
+            if not run.status:
+                raise Wrong(f"time {number}: it has to fail\n  expected: another status than 0\n  seen:     status 0")
+        else:
+            try:
+                works(case, run, play)
+            except Wrong as error:
+                raise Wrong(f"time {number}: {error}") from None
+        if changes := before.changes(case.kit.look()):
+            again = [one for one in changes if not one.startswith("changed")]
+            if again:
+                raise Wrong(
+                    f"time {number} changes something\n  expected: as after the first\n  seen:\n{describe(again)}"
+                )
+
+
+@each(lambda scene: can_be_repeated(scene) and not scene.fails, quick=SOME)
+def test_failing_programs(case: Case) -> None:
+    """Each program that it starts fails once: it fails and leaves nothing, or copes; after that it can be run again."""
+    if not case.kit.fakes:
+        pytest.skip("fake programs need machines of the check's own")
+    stage, play = case.ready()
+    for fakes in case.kit.fakes.values():
+        fakes.plan()
+    stage.run(play.call)
+    points = [
+        (machine, program, number)
+        for machine, fakes in case.kit.fakes.items()
+        for program, count in sorted(fakes.calls.items())
+        for number in range(1, min(count, 4) + 1)
+        if not (machine != "fe" and program == "ssh")
+    ]
+    case.kit.settle()
+    random.Random(case.label).shuffle(points)
+    for machine, program, number in points[: FAULTS[case.kit.options.profile]]:
+        what = f"{program}, call {number} on {machine}, fails"
+        stage, play = case.ready()
+        before = case.kit.look()
+        case.kit.fakes[machine].plan("fail", program, number)
+        run = stage.run(play.call)
+        reached = case.kit.fakes[machine].reached
+        case.kit.settle()
+        case.log.append(f"{what}: status {run.status}{'' if reached else ' (it was not called)'}")
+        try:
+            if run.status == 0:
+                works(case, run, play)
+            else:
+                _one_message(run.message)
+            clean(case, play, before, run)
+            again = stage.run(play.call)
+            works(case, again, play)
+            clean(case, play, before, again)
+        except Wrong as error:
+            raise Wrong(
+                f"{what}: status {run.status}\n{error}\n(a program of that name, first in PATH, that fails)"
+            ) from None
+
+
+def _one_message(message: str) -> None:
+    if "Traceback" in message:
+        raise Wrong(f"a traceback is shown: {message[-500:]}")
+    if not message.strip():
+        raise Wrong("it fails without a message\n  expected: one line that says why\n  seen:     none")
+
+
+@each(lambda scene: can_be_repeated(scene) and not scene.fails, quick=SOME)
+def test_noisy_programs(case: Case) -> None:
+    """Each program writes 1 MiB to its stderr before it does its work: nothing blocks, and nothing else changes."""
+    if not case.kit.fakes:
+        pytest.skip("fake programs need machines of the check's own")
+    stage, play = case.ready()
+    before = case.kit.look()
+    for fakes in case.kit.fakes.values():
+        fakes.plan("noise", "*", "all")
+    run = stage.run(play.call)
+    case.kit.settle()
+    works(case, run, play)
+    clean(case, play, before, run)
+    if len(run.stderr) > 16 << 20:
+        raise Wrong(f"it says {len(run.stderr) >> 20} MiB")
+
+
+def _ask(name: str, case: Case, process: Popen) -> None:
+    case.signal(process, signal.Signals[f"SIG{name}"])
+
+
+@each(lambda scene: scene.name in ("clone raw", "cp raw", "mv raw of the directory", "delete of the directory"))
+def test_interrupted(case: Case) -> None:
+    """TERM and INT in the middle: it undoes what it did, within 30 seconds, and can be run again."""
+    for name in ("TERM", "INT", "HUP"):
+        stage, play = case.ready(big=case.scene is not None and case.scene.streams)
+        before = case.kit.look()
+        run, _ = case.kill(play, functools.partial(_ask, name), 0.25)
+        left = world.still_running(case.kit.machines, case.kit.baseline)
+        if left:
+            raise Wrong(f"after {name}\n  expected: nothing runs\n  seen:\n{describe(left)}")
+        if run.status == 0:
+            play.verify(run)
+        clean(case, play, before, run)
+        works(case, stage.run(play.call), play)

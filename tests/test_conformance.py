@@ -1,0 +1,300 @@
+"""The conformance kit on our drivers, and on copies of them that are broken on purpose."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TREE
+
+from madrigal import drivers, errors
+from madrigal.conformance import broken, scan
+from madrigal.conformance.report import Report, Result
+from madrigal.conformance.subject import of
+from madrigal.conformance.watch import forms
+from madrigal.conformance.world import World, unexpected
+
+OURS = [driver.path for driver in drivers.load(str(TREE))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rig() -> None:
+    for program in ("sshd", "ssh", "unshare", "nsenter"):
+        if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
+            pytest.skip(f"the kit's machines need {program}, which is not installed")
+    if subprocess.run([TREE / "tests/rigs/hosts-up", "/tmp/none", "can"], stdin=subprocess.DEVNULL).returncode:
+        pytest.skip("this machine forbids user namespaces, which the kit's machines need")
+
+
+def check(work: Path, *words: str, **env: str) -> tuple[int, list[dict[str, Any]], str]:
+    """Status, results and the words of `madrigal check`."""
+    found = work / "found.json"
+    argv = [sys.executable, "-m", "madrigal", "check", "--json", str(found), *words]
+    env = {**os.environ, "PYTHONPATH": str(TREE / "lib"), **env}
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=1800)
+    results = json.loads(found.read_text())["results"] if found.exists() else []
+    return done.returncode, results, done.stdout + done.stderr
+
+
+def failed(results: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    """(scene, check) of those that fail."""
+    return {(one["scene"], one["check"]) for one in results if one["outcome"] == "failed"}
+
+
+# -- ours --------------------------------------------------------------------------------------------------------
+
+
+def test_ours_hold(tmp_path: Path) -> None:
+    """In both forms, in the quick profile; the full one is `make check-full`."""
+    page, junit = tmp_path / "check.html", tmp_path / "check.xml"
+    status, results, said = check(tmp_path, "-j", "2", "--html", str(page), "--junit", str(junit))
+    assert status == 0, said
+    assert {one["driver"].partition("[")[0] for one in results} == set(OURS)
+    for driver in OURS:
+        for form in ("3.4", "current"):
+            held = {
+                one["check"] for one in results if one["driver"] == f"{driver}[{form}]" and one["outcome"] == "passed"
+            }
+            assert {"answer", "words", "content", "leftovers", "bystanders", "secrets", "repeat"} <= held, (
+                driver,
+                form,
+            )
+    files = {one["check"] for one in results if one["driver"] == "tm/ssh[current]" and one["outcome"] == "passed"}
+    assert {"kill", "failing_programs", "full_disk", "host_down", "same_object", "wrong_arguments"} <= files
+    assert "tm/ssh[current]" in page.read_text() and "FAILED" not in page.read_text()
+    assert junit.read_text().count("<testcase") == len(results)
+
+
+# -- broken copies -----------------------------------------------------------------------------------------------
+
+# What an action is replaced by; $real is the right one, $kind and $action say which it is.
+BREAKS = {
+    "does nothing": "cat >/dev/null; exit 0",
+    "answers something else": '"$real" "$@"; status=$?; echo surprise; exit $status',
+    "leaves a file": '"$real" "$@"; status=$?; echo x >/tmp/left-over; exit $status',
+    "says more than it may": '"$real" "$@"; status=$?; echo "all is well" >&2; exit $status',
+    "removes too much": """
+"$real" "$@"; status=$?
+find "$ONE_LOCATION/var/datastores" -name "bystander*" -delete
+exit $status""",
+    "truncates": """
+"$real" "$@" >/tmp/answer; status=$?
+read -r path rest </tmp/answer; cat /tmp/answer; rm /tmp/answer
+[ ! -f "$path" ] || truncate -s -65536 "$path"
+for word; do case $word in */disk.0) disk=$word ;; esac; done
+cut='f=$(readlink -f PATH) && [ -f "$f" ] && truncate -s -65536 "$f"'
+[ -z "${disk:-}" ] || ssh "${disk%%:*}" "${cut/PATH/${disk#*:}}" </dev/null 2>/dev/null
+exit $status""",
+}
+
+
+def break_driver(tree: Path, driver: str, how: str) -> list[str]:
+    """Make TREE like ours, but with every action of DRIVER broken in this way; returns the actions."""
+    for name in ("lib", "remotes", "scripts_common.sh", "datastore", "tm"):
+        (tree / name).symlink_to(TREE / name)
+    kind, _, name = driver.partition("/")
+    (tree / kind).unlink()
+    (tree / kind).mkdir()
+    for other in (TREE / kind).iterdir():
+        if other.name != name:
+            (tree / kind / other.name).symlink_to(other)
+    (tree / kind / name).mkdir()
+    shutil.copy(TREE / driver / "driver.toml", tree / kind / name)
+    actions = of(kind, str(TREE / driver), "current").actions
+    broken_ones = tree / "broken"
+    broken_ones.mkdir()
+    for action in actions:
+        # what a driver cannot do, and where it has nothing to do, is known by the name of the file
+        same = os.path.basename(os.path.realpath(TREE / driver / action))
+        path = broken_ones / (same if same in ("unsupported", "nothing") else action)
+        path.write_text(f'#!/bin/bash\nreal={TREE / driver}/"${{0##*/}}"\n{BREAKS[how]}\n')
+        path.chmod(0o755)
+        (tree / kind / name / action).symlink_to(path)
+    return actions
+
+
+ONCE = "answer or words or content or leftovers or source_untouched or bystanders or secrets or refuses"
+
+
+@pytest.mark.parametrize("driver", OURS)
+def test_what_does_nothing_is_caught(driver: str, tmp_path: Path) -> None:
+    """For every action of the driver that has something to do."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    break_driver(tree, driver, "does nothing")
+    kind, _, name = driver.partition("/")
+    words = ["--remotes", str(tree), f"--{kind}", name, "-k", f"({ONCE}) and current", "--prepare-with", str(TREE)]
+    status, results, said = check(tmp_path, *words)
+    subject = of(kind, str(TREE / driver), "current")
+    bad = {one["action"] for one in results if one["outcome"] == "failed"}
+    # who has nothing to do is caught by another breakage, in the next test
+    idle = {action for action in subject.actions if subject.is_idle(action)}
+    by_storage = {"mvds", "mv", "premigrate", "failmigrate", "postmigrate"} if subject.is_shared else set()
+    missing = set(subject.actions) - bad - idle - by_storage
+    assert not missing, f"nobody minds that these do nothing: {missing}\n{said[-3000:]}"
+    assert status == 1 if bad else True
+
+
+@pytest.mark.parametrize("how", [how for how in BREAKS if how not in ("does nothing", "answers something else")])
+@pytest.mark.parametrize("driver", ["datastore/fs", "tm/ssh"])
+def test_breakages_are_caught(driver: str, how: str, tmp_path: Path) -> None:
+    """In at least one scene of every action that it can be done to."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    break_driver(tree, driver, how)
+    kind, _, name = driver.partition("/")
+    words = ["--remotes", str(tree), f"--{kind}", name, "-k", f"({ONCE}) and current", "--prepare-with", str(TREE)]
+    status, results, said = check(tmp_path, *words)
+    bad = {one["action"] for one in results if one["outcome"] == "failed"}
+    subject = of(kind, str(TREE / driver), "current")
+    wanted = set(subject.actions)
+    if how == "truncates":
+        wanted = (
+            {"cp", "clone", "mkfs"}
+            if kind == "datastore"
+            else {"clone", "ln", "mkimage", "mkswap", "snap_revert", "resize"}
+        )
+    elif how in ("leaves a file", "removes too much") and kind == "tm":
+        wanted -= {"monitor_ds"}  # which runs on a host
+    assert status == 1 and wanted <= bad, f"not caught: {wanted - bad}\n{said[-3000:]}"
+
+
+@pytest.mark.parametrize("driver", OURS)
+def test_what_has_little_to_do_is_caught_too(driver: str, tmp_path: Path) -> None:
+    """Every action that says what it must not; of some drivers, doing nothing is right."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    break_driver(tree, driver, "answers something else")
+    kind, _, name = driver.partition("/")
+    words = ["--remotes", str(tree), f"--{kind}", name, "-k", "answer and current", "--prepare-with", str(TREE)]
+    _, results, said = check(tmp_path, *words)
+    subject = of(kind, str(TREE / driver), "current")
+    bad = {one["action"] for one in results if one["outcome"] == "failed"}
+    wanted = {action for action in subject.actions if not subject.cannot(action)}
+    assert wanted <= bad, f"not caught: {wanted - bad}\n{said[-2000:]}"
+
+
+# -- the page for authors ------------------------------------------------------------------------------------------
+
+
+def test_the_page_leads_to_a_driver_that_holds(tmp_path: Path) -> None:
+    """docs/writing-a-driver.md, followed to the letter; only the last check is made shorter."""
+    page = (TREE / "docs/writing-a-driver.md").read_text()
+    section = page.partition("## From nothing to a driver that holds\n")[2].partition("\n### ")[0]
+    recipes = re.findall(r"^`(tm/shelf/\w+)`:\n\n```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    commands = re.findall(r"^```sh\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    assert len(recipes) == 4 and len(commands) == 2
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin/madrigal"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m madrigal "$@"\n')
+    command.chmod(0o755)
+    env = {**os.environ, "PYTHONPATH": str(TREE / "lib"), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+
+    def shell(script: str) -> subprocess.CompletedProcess[str]:
+        argv = ["bash", "-eu", "-c", script]
+        return subprocess.run(argv, capture_output=True, text=True, env=env, cwd=tmp_path)
+
+    begun = shell(commands[0])
+    assert begun.returncode == 1 and "clone is not written yet" in begun.stdout, begun.stdout + begun.stderr
+    for name, text in recipes:
+        (tmp_path / "drivers" / name).write_text(text)
+    ended = shell(commands[1].rstrip() + ' -k "answer or content or leftovers or refuses"')
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_a_scaffold_is_a_driver(tmp_path: Path) -> None:
+    def new(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "madrigal", "new", "driver", *words, "--in", str(tmp_path)]
+        return subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(TREE / "lib")})
+
+    assert new("mine", "--tm", "--datastore").returncode == 0
+    for kind in ("tm", "datastore"):
+        made = drivers.read(str(tmp_path), kind, "mine")
+        assert made and set(made.actions) | {"unsupported"} > {"clone"}
+        for action in of(kind, f"{tmp_path}/{kind}/mine", "current").actions:
+            done = subprocess.run([f"{tmp_path}/{kind}/mine/{action}", "--help"], capture_output=True, text=True)
+            assert done.returncode == 0, (action, done.stderr)
+    again, wrong, neither = new("mine", "--tm"), new("../mine", "--tm"), new("other")
+    assert (again.returncode, wrong.returncode, neither.returncode) == (31, 2, 2), (again, wrong, neither)
+
+
+def test_every_status_is_in_the_contract() -> None:
+    text = (TREE / "docs/contract.md").read_text()
+    table = text.partition("## Exit statuses\n")[2].partition("\n## ")[0]
+    for kind in errors.BY_NAME.values():
+        assert f"| {kind.status} |" in table, kind
+
+
+# -- its parts ---------------------------------------------------------------------------------------------------
+
+
+def test_one_check_can_be_run_alone(tmp_path: Path) -> None:
+    status, results, said = check(tmp_path, "--tm", "ssh", "--contract", "current", "-k", "answer and clone and kernel")
+    assert status == 0, said
+    assert [(one["check"], one["scene"]) for one in results] == [("answer", "clone of a kernel")]
+
+
+def test_a_driver_that_is_not_there_is_named(tmp_path: Path) -> None:
+    status, results, said = check(tmp_path, "--tm", "nosuch")
+    assert (status, results) == (30, []) and "tm/nosuch" in said
+    status, _, said = check(tmp_path, "--tm", "ssh", "-k", "nosuchcheck")
+    assert status == 1, said  # nothing that holds is no success
+
+
+def test_changes_between_two_worlds() -> None:
+    before = World({"fe:/a": ["file", 0, 1, "x"], "fe:/b": ["file", 0, 1, "x"]}, {"fe:/": ""})
+    after = World({"fe:/b": ["file", 0, 1, "y"], "host01:/c": ["link", 0, 0, "b"]}, {"fe:/": "", "fe:/m": ""})
+    changes = before.changes(after)
+    assert changes == ["removed fe:/a", "changed fe:/b", "made host01:/c", "mounted fe:/m"]
+    assert unexpected(changes, ["fe:/b", "host01:*"]) == ["removed fe:/a", "mounted fe:/m"]
+    assert not before.changes(before)
+
+
+def test_files_are_told_by_content(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/f").write_text("x")
+    (tmp_path / "l").symlink_to("d")
+    (tmp_path / "skipped").mkdir()
+    (tmp_path / "skipped/f").write_text("x")
+    first = scan.scan([str(tmp_path)], [f"{tmp_path}/skipped"])
+    assert sorted(path.removeprefix(f"{tmp_path}/") for path in first) == ["d", "d/f", "l"]
+    (tmp_path / "d/f").write_text("y")
+    second = scan.scan([str(tmp_path)], [f"{tmp_path}/skipped"])
+    assert {path for path in first if first[path] != second[path]} == {f"{tmp_path}/d/f"}
+
+
+@pytest.mark.parametrize("before", ["", "a", "ab", "abc"])
+def test_a_secret_is_known_within_base64(before: str) -> None:
+    import base64
+
+    packed = base64.b64encode(f"{before}my-secret-word and more".encode()).decode()
+    assert any(form in packed for form in forms("my-secret-word"))
+    assert not any(form in base64.b64encode(b"my-other-word and more").decode() for form in forms("my-secret-word"))
+
+
+def test_broken_dumps_are_the_same_each_time() -> None:
+    import base64
+
+    right = base64.b64encode(b"<DS_DRIVER_ACTION_DATA><IMAGE><ID>1</ID><PATH>/x</PATH></IMAGE></DS_DRIVER_ACTION_DATA>")
+    first, second = list(broken.dumps(right, 100, "seed")), list(broken.dumps(right, 100, "seed"))
+    assert first == second and len({dump for _, dump in first}) > 50
+    changed = broken.of_attribute(right, "IMAGE/TEMPLATE/MD5", "a'b")
+    assert b"<TEMPLATE><MD5><![CDATA[a'b]]></MD5></TEMPLATE>" in base64.b64decode(changed)
+
+
+def test_report() -> None:
+    report = Report()
+    assert not report.holds
+    report.add(Result("tm/x[current]", "answer", "clone", "clone raw", "passed", "", "", 1.0, []))
+    report.add(Result("tm/x[current]", "answer", "ln", "ln", "skipped", "cannot ln", "", 0.0, []))
+    assert report.holds and "1 ok" in report.table() and "cannot ln" in report.table()
+    report.add(Result("tm/x[current]", "answer", "mv", "mv", "failed", "<wrong>", "run 'it'", 1.0, []))
+    assert not report.holds and "1/2 FAILED" in report.table()
+    assert "&lt;wrong&gt;" in report.html() and 'failures="1"' in report.junit()
