@@ -51,6 +51,7 @@ def failed(results: list[dict[str, Any]]) -> set[tuple[str, str]]:
 # -- ours --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_ours_hold(tmp_path: Path) -> None:
     """In both forms, in the quick profile; the full one is `make check-full`."""
     page, junit = tmp_path / "check.html", tmp_path / "check.xml"
@@ -123,6 +124,7 @@ def break_driver(tree: Path, driver: str, how: str) -> list[str]:
 ONCE = "answer or words or content or leftovers or source_untouched or bystanders or secrets or refuses"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("driver", OURS)
 def test_what_does_nothing_is_caught(driver: str, tmp_path: Path) -> None:
     """For every action of the driver that has something to do."""
@@ -142,6 +144,7 @@ def test_what_does_nothing_is_caught(driver: str, tmp_path: Path) -> None:
     assert status == 1 if bad else True
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", [how for how in BREAKS if how not in ("does nothing", "answers something else")])
 @pytest.mark.parametrize("driver", ["datastore/fs", "tm/ssh"])
 def test_breakages_are_caught(driver: str, how: str, tmp_path: Path) -> None:
@@ -166,6 +169,7 @@ def test_breakages_are_caught(driver: str, how: str, tmp_path: Path) -> None:
     assert status == 1 and wanted <= bad, f"not caught: {wanted - bad}\n{said[-3000:]}"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("driver", OURS)
 def test_what_has_little_to_do_is_caught_too(driver: str, tmp_path: Path) -> None:
     """Every action that says what it must not; of some drivers, doing nothing is right."""
@@ -184,6 +188,7 @@ def test_what_has_little_to_do_is_caught_too(driver: str, tmp_path: Path) -> Non
 # -- the page for authors ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_page_leads_to_a_driver_that_holds(tmp_path: Path) -> None:
     """docs/writing-a-driver.md, followed to the letter; only the last check is made shorter."""
     page = (TREE / "docs/writing-a-driver.md").read_text()

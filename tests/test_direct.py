@@ -23,7 +23,7 @@ from madrigal.host import Host
 from madrigal.host.direct import DirectSession
 from madrigal.host.remote import RemoteSession
 from madrigal.location import Location
-from madrigal.transfer import carry
+from madrigal.transfer import carry, plan
 
 pytestmark = pytest.mark.long
 
@@ -135,6 +135,7 @@ def wire(hosts: Hosts, cold: dict[str, str], datastore: str, tmp_path: Path) -> 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that little is much."""
     monkeypatch.setattr(carry, "BULK", MIB)
+    monkeypatch.setitem(plan.COSTS, "connection", (0, ""))
     monkeypatch.setenv("MADRIGAL_CONNECT_TIMEOUT", "10")
 
 
@@ -178,7 +179,7 @@ def test_disks_go_directly_with_what_is_to_become_of_them(wire: Wire, small: Non
 def test_several_connections_where_the_way_is_long(
     wire: Wire, small: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(carry, "_LONG", 0.0)
+    monkeypatch.setitem(plan.COSTS, "window", (1, ""))
     started: list[DirectSession] = []
     connect = DirectSession.connect
 
@@ -415,7 +416,7 @@ def test_a_source_that_changes(wire: Wire) -> None:
 
 
 def test_one_of_several_connections_is_cut(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(carry, "_LONG", 0.0)
+    monkeypatch.setitem(plan.COSTS, "window", (1, ""))
     wire.fill(240)
     error = meanwhile(wire, lambda links: os.kill(links[-1], signal.SIGKILL))
     assert isinstance(error, HostUnreachable), error

@@ -177,7 +177,7 @@ def test_one_that_fails_before_anything_has_moved_is_followed_by_the_next(capfd:
     assert plan.take(FACTS, workers) == STREAM  # type: ignore[arg-type]
     assert workers.tried == [DIRECT, STREAM]
     err = capfd.readouterr().err
-    assert "host01 has no key for host02" in err
+    assert "the way 'direct' to /ds/0/2/disk.0 does not work: host01 has no key for host02; taking the next" in err
 
 
 def test_an_error_of_the_work_is_the_error() -> None:

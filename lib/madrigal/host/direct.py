@@ -25,26 +25,25 @@ _ATTEMPTS = 3
 _REMEMBERED = 600
 """Seconds for which a host that did not reach another is not asked again: a firewall takes the whole timeout."""
 
+_INSTEAD = "the data go through this machine, because they cannot go from {} to {} directly: {}"
 
-INSTEAD = "the data go through this machine, because they cannot go from {} to {} directly: {}"
 
-
-def why_not(origin: Host, host: Host) -> str:
-    """Why data from ORIGIN to HOST, two other machines, cannot spare this one, "" if they may; raises ConfigError."""
+def is_wanted(origin: Host, host: Host) -> bool:
+    """Whether data from ORIGIN to HOST, both other machines, may spare the front-end; raises ConfigError."""
     chosen = os.environ.get("MADRIGAL_DIRECT") or "yes"
     if chosen not in ("yes", "no"):
         raise ConfigError(f"MADRIGAL_DIRECT is '{chosen}', expected yes or no")
     if chosen == "no":
-        return "MADRIGAL_DIRECT is 'no'"
+        return False
     try:
         with open(_memory(origin.name, host.name), encoding="utf-8") as file:
             reason, age = file.read(), time.time() - os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
-        return ""
-    if not 0 <= age < _REMEMBERED:
-        return ""
-    log(INSTEAD.format(origin.name, host.name, f"{reason} ({age // 60:.0f} minutes ago)"))
-    return reason
+        return True
+    if 0 <= age < _REMEMBERED:
+        log(_INSTEAD.format(origin.name, host.name, f"{reason} ({age // 60:.0f} minutes ago)"))
+        return False
+    return True
 
 
 def _memory(origin: str, host: str) -> str:
@@ -70,18 +69,22 @@ class DirectSession(RemoteSession):
             raise
         return made
 
+    is_direct = True
+
     def distance(self, origin: AnySession) -> float:
         return self._rtt
 
-    def reach(self) -> None:
-        """As connect(); a host that cannot get here is not asked again for a while."""
+    def connects(self) -> bool:
+        """Whether the other host gets here; it is told and remembered if not."""
         try:
             self.connect()
         except MadrigalError as error:
+            log(_INSTEAD.format(self._origin.name, self.name, error))
             if not getattr(error, "crowded", False):
                 with open(_memory(self._origin.name, self.name), "w", encoding="utf-8") as file:
                     file.write(str(error))
-            raise
+            return False
+        return True
 
     def connect(self) -> None:
         """Let the other host log in here; raises what says why it cannot."""
@@ -113,7 +116,7 @@ class DirectSession(RemoteSession):
     ) -> int:
         """Session.METHOD, with the arguments RECEIVE, of what Session.send has there; returns the bytes of data.
 
-        HEARD is told now and then how many bytes have gone, and may raise; END before the other host says that it was
+        HEARD is called now and then with the bytes so far and may raise, END before the other host says that those were
         all.
         """
         self._origin.heard = heard
@@ -121,7 +124,7 @@ class DirectSession(RemoteSession):
         try:
             count: int = self._origin.call("send", directly=True, **send)
         except HostUnreachable as error:
-            if self._origin.is_over:  # not if it was HEARD: nobody answers then
+            if self._origin.is_over:  # not if it was CHECK: nobody answers then
                 try:
                     self._settle()  # if the data were refused here, that is why
                 except HostUnreachable:

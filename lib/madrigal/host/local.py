@@ -66,6 +66,8 @@ class LocalSession:
         """As a RemoteSession's."""
         return origin.rtt()
 
+    is_direct = False
+
     def rtt(self) -> float:
         """Seconds there and back."""
         return 0

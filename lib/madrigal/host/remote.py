@@ -127,6 +127,9 @@ class RemoteSession:
         """Whether nothing can be asked of it any more."""
         return self._channel is None
 
+    is_direct = False
+    """Whether another host brings the data itself."""
+
     def another(self, origin: LocalSession | RemoteSession | None = None) -> RemoteSession:
         """One more on the same host, over a connection of its own, for what ORIGIN has."""
         return RemoteSession(self.host, bulk=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from madrigal.errors import BadImage, InUse, NotFound, NotSupported, UsageError
+from madrigal.errors import BadImage, InUse, MadrigalError, NotFound, NotSupported, UsageError
 from madrigal.host import Host
 from madrigal.location import Location
 from madrigal.transfer import carry, plan, route
@@ -139,9 +139,24 @@ def facts(source: Location, target: Location) -> plan.Facts:
         sees=sees,
         reflinks=found["reflinks"],
         rtt=rtt,
-        no_direct="data between two hosts pass this machine",
-        limit=carry.limit(),
+        no_direct="" if is_one or origin.local or host.local else _no_direct(origin, host),
+        limit=carry.rate(),
     )
+
+
+def _no_direct(origin: Host, host: Host) -> str:
+    """Why ORIGIN cannot send straight to HOST, both other machines: found out by trying."""
+    from madrigal.host.direct import DirectSession, is_wanted
+    from madrigal.host.remote import RemoteSession
+
+    if not is_wanted(origin, host):
+        return f"it is not wanted, or {origin.name} did not reach {host.name} a moment ago"
+    with RemoteSession(origin, bulk=False) as given, DirectSession(host, given) as session:
+        try:
+            session.connect()
+        except MadrigalError as error:
+            return str(error)
+    return ""
 
 
 def _place(host: Host, found: Found, allocated: int) -> plan.Place:

@@ -58,13 +58,20 @@ def verification() -> str:
 
 
 def session(host: Host, bulk: bool = False) -> AnySession:
-    """A session on HOST, in which no more than limit() is sent; raises ConfigError."""
+    """A session on HOST, in which no more than LIMIT_TRANSFER_BW of tmrc is sent; raises ConfigError."""
     opened = host.session(bulk)
-    keep_to_limit(opened)
+    limit(opened)
     return opened
 
 
-def limit() -> int:
+def limit(opened: AnySession) -> None:
+    """The same for a session that is there."""
+    allowed = rate()
+    if allowed:
+        opened.tell("limit", rate=allowed)
+
+
+def rate() -> int:
     """Bytes a second that LIMIT_TRANSFER_BW of tmrc allows, 0 for any; raises ConfigError."""
     chosen = config.read_shell(f"{config.etc_dir()}/tmrc").get("LIMIT_TRANSFER_BW", "")
     if not chosen:
@@ -72,13 +79,6 @@ def limit() -> int:
     from madrigal.source import pace
 
     return pace.parse(chosen, "LIMIT_TRANSFER_BW of tmrc") or 0
-
-
-def keep_to_limit(opened: AnySession) -> None:
-    """Let the session send no more than limit() from now on."""
-    rate = limit()
-    if rate:
-        opened.tell("limit", rate=rate)
 
 
 def stream(
@@ -97,7 +97,7 @@ def stream(
     """
     terms: Arguments = {"verify": verification()}
     if weight["allocated"] < BULK:
-        return _told(target.receive(origin.send(**send, terms=terms), **receive))
+        return _told(_bring(origin, target, dict(send, terms=terms), receive))
     terms["squeeze"] = True
     if note:
         terms["note"] = note
@@ -118,8 +118,10 @@ def stream(
         }
         if known["how"] == "old":
             return _told(workers[plan.STREAM]())
-        rtt = target.distance(origin)
-        return _told(plan.take(plan.between(origin.name, target.name, weight, receive, rtt), workers))
+        # what one host gives another passes this machine only if it cannot do so directly
+        from_ = "" if target.is_direct else origin.name
+        facts = plan.between(from_, target.name, weight, receive, target.distance(origin))
+        return _told(plan.take(facts, workers))
 
 
 def _bring(
@@ -127,27 +129,30 @@ def _bring(
     target: AnySession,
     send: Arguments,
     receive: Arguments,
-    shown: Transfer,
+    shown: Transfer | None = None,
     check: Callable[[], None] = lambda: None,
     end: Callable[[], None] = lambda: None,
     method: str = "receive",
 ) -> int:
-    """Session.METHOD on TARGET with what Session.send has on ORIGIN, as SHOWN; returns the bytes of data.
+    """Session.METHOD on TARGET with what Session.send has on ORIGIN; returns the bytes of data.
 
-    CHECK is called on the way and END when all but the end has been sent; both may raise.
+    SHOWN is told how many.  CHECK is called on the way and END when all but the end has been sent; both may raise.
     """
     if origin.name and target.name:
         from madrigal.host.direct import DirectSession
 
-        def heard(count: int) -> None:
-            check()
-            shown.reached(count, origin)
-
         if isinstance(target, DirectSession):
+
+            def heard(count: int) -> None:
+                if shown:
+                    shown.reached(count, target)
+                check()
+
             return target.bring(send, receive, heard, end, method)
 
     def frames() -> Iterator[Frame]:
-        for frame in shown.follow(origin.send(**send)):
+        sent = origin.send(**send)
+        for frame in shown.follow(sent) if shown else sent:
             check()
             yield frame
         end()
@@ -212,8 +217,9 @@ class _Lanes:
             thread.start()
         try:
             self._wait()
-            how = self._shown, self._check, self._end
-            return _bring(self._origin, self._target, self._share(0), self._receive, *how) + sum(self._counts)
+            send, receive = self._share(0), self._receive
+            count = _bring(self._origin, self._target, send, receive, self._shown, self._check, self._end)
+            return count + sum(self._counts)
         finally:
             self._over.set()
             self._opened.abort()
@@ -231,7 +237,7 @@ class _Lanes:
         except BrokenBarrierError:
             if not isinstance(self._error, MadrigalError):
                 raise self._error or HostUnreachable("a connection was given up") from None
-            raise Unfit(f"taking one connection, because several cannot be had: {self._error}") from None
+            raise Unfit(str(self._error)) from None
 
     def _end(self) -> None:
         """Let the session that publishes what all bring wait for it."""
@@ -249,13 +255,13 @@ class _Lanes:
     def _bring(self, number: int) -> None:
         try:
             with self._origin.another() as origin, self._target.another(origin) as target:
-                keep_to_limit(origin)
+                limit(origin)
                 for session in origin, target:
                     session.call("exists", path="/")
                 self._opened.wait()
-                receive = {"path": self._receive["path"], "source": self._receive["source"]}
-                share, wanted = self._share(number), self._wanted
-                self._counts.append(_bring(origin, target, share, receive, self._shown, wanted, method="lane"))
+                to = {"path": self._receive["path"], "source": self._receive["source"]}
+                share = self._share(number)
+                self._counts.append(_bring(origin, target, share, to, self._shown, self._wanted, method="lane"))
         except BaseException as error:
             self._error = self._error or error
             self._opened.abort()

@@ -137,7 +137,7 @@ def ways(facts: Facts) -> list[Way]:
         Way(offer.name, None if offer.why_not else offer.seconds, offer.why_not or offer.why) for offer in facts.offers
     ]
     found += [_rename(facts), _reflink(facts), _copy_range(facts), _read(facts)]
-    found += [_direct(facts), _several(facts), _stream(facts), _delta(facts)]
+    found += [_direct(facts), _stream(facts), _several(facts), _delta(facts)]
     return sorted(found, key=lambda way: float("inf") if way.seconds is None else way.seconds)
 
 
@@ -172,7 +172,8 @@ def take(facts: Facts, workers: Mapping[str, Callable[[], Result]]) -> Result:
         except Unfit as error:
             if number == len(possible):
                 raise
-            log(str(error))
+            if str(error):
+                log(f"the way '{way.name}' to {facts.target.path} does not work: {error}; taking the next", "WARN")
     raise Unfit(f"there is no way from {facts.source.path} to {facts.target.path}")
 
 

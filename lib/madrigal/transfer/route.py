@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 
-from madrigal.errors import DigestMismatch, MadrigalError
+from madrigal.errors import DigestMismatch
 from madrigal.host import Host
 from madrigal.location import Location
 from madrigal.messages import log
@@ -123,6 +123,24 @@ def between(origin: Host, host: Host, look: Look, work: WorkOfTwo) -> str | None
     raise AssertionError("not reached")
 
 
+def _directly(origin: Host, host: Host, work: WorkOfTwo, weight: Weight) -> str:
+    """WORK with sessions of which the first gives the other one its data itself.
+
+    Raises plan.Unfit if that cannot be; why has been said then.
+    """
+    from madrigal.host.direct import DirectSession, is_wanted
+    from madrigal.host.remote import RemoteSession
+    from madrigal.transfer import plan
+
+    if not is_wanted(origin, host):
+        raise plan.Unfit
+    with RemoteSession(origin, bulk=False) as given, DirectSession(host, given) as session:
+        carry.limit(given)
+        if session.connects():
+            return work(given, session, weight) + ", directly"
+    raise plan.Unfit
+
+
 def _planned(origin: Host, host: Host, work: WorkOfTwo, weight: Weight) -> str:
     """WORK in the cheapest way between two machines, over connections of its own."""
     from madrigal.transfer import plan
@@ -131,22 +149,6 @@ def _planned(origin: Host, host: Host, work: WorkOfTwo, weight: Weight) -> str:
         with carry.session(origin, bulk=True) as given, carry.session(host, bulk=True) as session:
             return work(given, session, weight)
 
-    def directly() -> str:
-        from madrigal.host.direct import INSTEAD, DirectSession
-        from madrigal.host.remote import RemoteSession
-
-        with RemoteSession(origin, bulk=False) as given, DirectSession(host, given) as session:
-            try:
-                session.reach()
-            except MadrigalError as error:
-                raise plan.Unfit(INSTEAD.format(origin.name, host.name, error)) from None
-            carry.keep_to_limit(given)
-            return work(given, session, weight) + ", directly"
-
     from_, to = ("" if machine.local else machine.name for machine in (origin, host))
-    facts = plan.between(from_, to, weight, {})
-    if from_ and to:
-        from madrigal.host.direct import why_not
-
-        facts.no_direct = why_not(origin, host)
-    return plan.take(facts, {plan.DIRECT: directly, plan.STREAM: through})
+    workers = {plan.STREAM: through, plan.DIRECT: lambda: _directly(origin, host, work, weight)}
+    return plan.take(plan.between(from_, to, weight, {}), workers)
