@@ -76,13 +76,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.line(f"{report.nodeid}: {_reason(report)}")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _sort_out(items: list[pytest.Item]) -> None:
     """Forms and transports know nothing of one another: what shows each with the usual other is enough each time."""
     for item in items:
         params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         if (params.get("form"), params.get("transport")) == ("3.4", "paramiko"):
             item.add_marker(pytest.mark.long)
+
+
+pytest_collection_modifyitems = pytest.hookimpl(tryfirst=True)(_sort_out)
 
 
 # -- hosts -----------------------------------------------------------------------------------------------------

@@ -192,7 +192,7 @@ def test_usage(madrigal: Command, words: list[str]) -> None:
 
 def test_help(madrigal: Command) -> None:
     assert "prefix" not in madrigal("--help")
-    others = {"driver": {"list", "show"}, "transfer": {"copy", "explain"}}
+    others = {"new": {"driver"}, "driver": {"list", "show"}, "transfer": {"copy", "explain"}}
     for group, commands in cli.root.commands.items():
         assert "Usage: madrigal" in madrigal(group, "--help")
         if isinstance(commands, click.Group):

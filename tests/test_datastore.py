@@ -366,22 +366,6 @@ def test_sparse_no_takes_all_space_at_once(store: Store) -> None:
         store.source.unlink()
 
 
-def test_an_archive_is_imported_as_the_file_that_it_is(today: Store) -> None:
-    """Stock unpacks it in the datastore, wherever its members lead."""
-    (today.files / "member").write_bytes(b"x")
-    for pack in (
-        ["tar", "-cPf", "archive", "../files/member"],
-        ["python3", "-m", "zipfile", "-c", "archive", "member"],
-    ):
-        archive = today.files / "archive"
-        archive.unlink(missing_ok=True)
-        subprocess.run(pack, check=True, cwd=today.files)
-        assert today.ok("datastore/fs/cp", {"PATH": archive}) == f"{today.source} raw"
-        assert today.source.read_bytes() == archive.read_bytes()
-        today.source.unlink()
-    assert sorted(path.name for path in today.files.iterdir()) == ["archive", "member"]
-
-
 def test_a_block_device_is_imported_whole(today: Store) -> None:
     """What fstat() says of one is a size of 0."""
     image = today.file("image", os.urandom(MIB))

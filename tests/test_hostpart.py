@@ -23,7 +23,7 @@ from madrigal.errors import MadrigalError
 from madrigal.host import Host, openssh, remote
 from madrigal.host.local import LocalSession
 from madrigal.location import Location
-from madrigal.transfer import carry
+from madrigal.transfer import carry, plan
 
 MIB = 1 << 20
 LIB = TREE / "lib" / "madrigal"
@@ -288,7 +288,7 @@ def test_what_fails_is_taken_back(old: Hosts, datastore: str, tmp_path: Path) ->
     with pytest.raises(ZeroDivisionError), Host("old").session() as session:
         session.call("hold", path=f"{datastore}/17", make="all")
 
-        def frames() -> Iterator[tuple[bytes, int, bytes]]:
+        def frames() -> Iterator[tuple[bytes, int, bytes | memoryview]]:
             for frame in LocalSession().send(str(tmp_path / "image")):
                 yield frame
                 if frame[0] == b"D":
@@ -348,6 +348,7 @@ def test_data_go_from_host_to_host(
 ) -> None:
     """Past the front-end, to this Python and from it."""
     monkeypatch.setattr(carry, "BULK", MIB)
+    monkeypatch.setitem(plan.COSTS, "connection", (0, ""))
     vm, content = f"{datastore}/17", os.urandom(5 * MIB)
     old.on("host01", vm).mkdir(parents=True)
     old.on("host01", f"{vm}/disk.0").write_bytes(content)

@@ -37,7 +37,7 @@ from madrigal.host.local import LocalSession
 from madrigal.onhost import stream
 
 MIB = 1 << 20
-Frame = tuple[bytes, int, bytes]
+Frame = tuple[bytes, int, bytes | memoryview]
 
 
 class Machine:

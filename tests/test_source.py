@@ -24,6 +24,7 @@ from madrigal.errors import (
     UsageError,
 )
 from madrigal.onhost import guard as door
+from madrigal.onhost.pace import Pace
 from madrigal.source import download, pace, schemes, size, stream
 
 
@@ -157,7 +158,7 @@ def test_who_reads_at_a_rate_waits_as_long_as_that_takes(
     tmp_path: Path, rate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(pace, "time", clock)
+    monkeypatch.setattr("madrigal.onhost.pace.time", clock)
     length = rate * 4 + 1
     (tmp_path / "image").write_bytes(os.urandom(length))
     most, read = 0, 0
@@ -173,8 +174,8 @@ def test_who_reads_at_a_rate_waits_as_long_as_that_takes(
 
 def test_time_that_passes_elsewhere_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(pace, "time", clock)
-    at = pace.Pace(1000)
+    monkeypatch.setattr("madrigal.onhost.pace.time", clock)
+    at = Pace(1000)
     clock.now += 2
     at.took(1500)
     assert clock.slept == 0

@@ -105,7 +105,8 @@ def test_what_has_arrived_is_not_sent_again(
         if broken == "connection":
             cut(hosts, "host01")
         elif broken == "worker":
-            [os.kill(pid, 9) for pid in hosts.workers("host01")]
+            for pid in hosts.workers("host01"):
+                os.kill(pid, 9)
         else:
             raise KeyboardInterrupt
 
@@ -316,7 +317,13 @@ def test_what_cannot_be_packed_goes_as_it_is(
     content = written(tmp_path / "image", 24 * MIB)
     kinds: list[bytes] = []
     flow = Flow(monkeypatch, LocalSession)
-    flow.hook = lambda frame: kinds.append(frame[0]) or time.sleep(len(frame[2]) / (50 * MIB)) or frame
+
+    def hook(frame: Frame) -> Frame:
+        kinds.append(frame[0])
+        time.sleep(len(frame[2]) / (50 * MIB))
+        return frame
+
+    flow.hook = hook
     transfer.copy(Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0"))
     assert (hosts.on("host01", f"{datastore}/17") / "disk.0").read_bytes() == content
     assert b"P" not in kinds
@@ -494,7 +501,12 @@ def test_what_an_image_had_is_noted_when_it_goes_out(
     content = there.read_bytes()
     described: list[int] = []
     describe = blocks.describe
-    monkeypatch.setattr(blocks, "describe", lambda fd, waiting: described.append(fd) or describe(fd, waiting))
+
+    def describing(fd: int, waiting: Callable[[], None]) -> dict[str, object]:
+        described.append(fd)
+        return describe(fd, waiting)
+
+    monkeypatch.setattr(blocks, "describe", describing)
     flow = Flow(monkeypatch, RemoteSession)
     transfer.bring_back(disk, image, RAW)
     assert (tmp_path / "image").read_bytes() == content and parts(tmp_path) == []

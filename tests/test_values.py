@@ -203,7 +203,10 @@ def test_run_dir_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "text", ["plain", "two\nlines", "-", "", "ERROR: x: y", "INFO: ", "ERROR MESSAGE ------>8--", " a "]
 )
-def test_a_message_is_one_line_that_is_taken_for_one(text: str, marks: bool, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_message_is_one_line_that_is_taken_for_one(
+    text: str, marks: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["clone"])
     before, messages.marks = messages.marks, marks
     try:
         messages.error_message(text)

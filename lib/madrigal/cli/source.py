@@ -54,6 +54,7 @@ def source(
                 pass
         else:
             _keep(arrival, os.path.abspath(to))
+        watched.end()
         settings.show(_document(watched, arrival, to))
 
 
@@ -109,6 +110,10 @@ class _Watched(schemes.Source):
 
     def digests(self) -> dict[str, str]:
         return {name: digest.hexdigest() for name, digest in self._sums.items()}
+
+    def end(self) -> None:
+        """It was all."""
+        self._shown.report(is_done=True)
 
     def close(self) -> None:
         self._shown.close()
