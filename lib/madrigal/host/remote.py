@@ -44,6 +44,7 @@ HOST_PART = (
     "onhost.snapshots",
     "onhost.holding",
     "onhost.monitor_ds",
+    "onhost.passing",
     "onhost.session",
     "onhost.images",
     "onhost.ssh",
