@@ -116,7 +116,8 @@ class Chain:
         """The steps that make SNAPSHOT of what the active file holds now; none if that was done before."""
         frozen, new, active, leftovers = snapshot, snapshot + 1, self.active, self.leftovers()
         if active == new and self.parents[new] is not None and self.parents[new] == self.holder(snapshot):
-            return _removed(self._twins(self.parents[new]))
+            twins = self._twins(self.parents[new])  # what lies on one of them goes first
+            return _removed([file for file in self._stale() if file not in twins]) + _removed(twins)
         for number in (frozen, new):
             if number != active and number in self.parents and number not in leftovers:
                 text = "{} has a snapshot {} already, whose place snapshot {} needs"
@@ -127,6 +128,8 @@ class Chain:
             # A hypervisor knows its files by their names, and may open them anew by these: what it writes keeps its
             # name, and the disk leads to it, until it writes to the new one.
             if active is None:
+                if frozen in leftovers:  # of another snapshot, whose making was interrupted
+                    steps, leftovers = steps + _removed(leftovers), []
                 steps += [("freeze", frozen)] if frozen not in twins else []
                 active, twins = frozen, [twin for twin in twins if twin != frozen]
             elif active != frozen:
