@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import fcntl
 import os
 import random
@@ -84,8 +85,9 @@ def parts(directory: Path) -> list[str]:
 def cut(hosts: Hosts, name: str) -> None:
     """End the connections of the sessions on a host."""
     for pid in hosts.pids(name):
-        if "notty" in Path(f"/proc/{pid}/cmdline").read_text():
-            os.kill(pid, 9)
+        with contextlib.suppress(OSError):  # it has just ended by itself
+            if "notty" in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, 9)
     assert eventually(lambda: not hosts.workers(name))
 
 
