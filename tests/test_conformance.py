@@ -21,6 +21,8 @@ from madrigal.conformance.subject import of
 from madrigal.conformance.watch import forms
 from madrigal.conformance.world import World, unexpected
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the conformance kit's machines need root so far")
+
 OURS = [driver.path for driver in drivers.load(str(TREE))]
 
 
@@ -51,6 +53,7 @@ def failed(results: list[dict[str, Any]]) -> set[tuple[str, str]]:
 # -- ours --------------------------------------------------------------------------------------------------------
 
 
+@needs_root
 @pytest.mark.long
 def test_ours_hold(tmp_path: Path) -> None:
     """In both forms, in the quick profile; the full one is `make check-full`."""
@@ -124,6 +127,7 @@ def break_driver(tree: Path, driver: str, how: str) -> list[str]:
 ONCE = "answer or words or content or leftovers or source_untouched or bystanders or secrets or refuses"
 
 
+@needs_root
 @pytest.mark.thorough
 @pytest.mark.parametrize("driver", OURS)
 def test_what_does_nothing_is_caught(driver: str, tmp_path: Path) -> None:
@@ -144,6 +148,7 @@ def test_what_does_nothing_is_caught(driver: str, tmp_path: Path) -> None:
     assert status == 1 if bad else True
 
 
+@needs_root
 @pytest.mark.thorough
 @pytest.mark.parametrize("how", [how for how in BREAKS if how not in ("does nothing", "answers something else")])
 @pytest.mark.parametrize("driver", ["datastore/fs", "tm/ssh"])
@@ -169,6 +174,7 @@ def test_breakages_are_caught(driver: str, how: str, tmp_path: Path) -> None:
     assert status == 1 and wanted <= bad, f"not caught: {wanted - bad}\n{said[-3000:]}"
 
 
+@needs_root
 @pytest.mark.thorough
 @pytest.mark.parametrize("driver", OURS)
 def test_what_has_little_to_do_is_caught_too(driver: str, tmp_path: Path) -> None:
@@ -188,6 +194,7 @@ def test_what_has_little_to_do_is_caught_too(driver: str, tmp_path: Path) -> Non
 # -- the page for authors ------------------------------------------------------------------------------------------
 
 
+@needs_root
 @pytest.mark.long
 def test_the_page_leads_to_a_driver_that_holds(tmp_path: Path) -> None:
     """docs/writing-a-driver.md, followed to the letter; only the last check is made shorter."""
@@ -240,12 +247,14 @@ def test_every_status_is_in_the_contract() -> None:
 # -- its parts ---------------------------------------------------------------------------------------------------
 
 
+@needs_root
 def test_one_check_can_be_run_alone(tmp_path: Path) -> None:
     status, results, said = check(tmp_path, "--tm", "ssh", "--contract", "current", "-k", "answer and clone and kernel")
     assert status == 0, said
     assert [(one["check"], one["scene"]) for one in results] == [("answer", "clone of a kernel")]
 
 
+@needs_root
 def test_a_driver_that_is_not_there_is_named(tmp_path: Path) -> None:
     status, results, said = check(tmp_path, "--tm", "nosuch")
     assert (status, results) == (30, []) and "tm/nosuch" in said

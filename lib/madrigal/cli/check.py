@@ -11,6 +11,7 @@ from madrigal.conformance import Options, run
 from madrigal.conformance.kit import PROFILES
 from madrigal.conformance.subject import FORMS
 from madrigal.embedded.front_end import default_tree
+from madrigal.errors import NotSupported
 
 
 @click.command()
@@ -59,6 +60,8 @@ def check(settings: Settings, remotes: str | None, json_file: str, **values: obj
     What a driver cannot do is not checked, and listed.  Words behind `--` go to pytest: `-- -x --pdb` stops at the
     first failure.  The exit status is 0 only if all that applies holds.
     """
+    if os.geteuid() and not values["hosts"]:
+        raise NotSupported("the check starts machines of its own, which needs root so far: run it as root")
     tree = os.path.abspath(remotes or settings.tree) if remotes or settings.tree else default_tree()
     forms = values.pop("forms") or ((settings.contract,) if settings.contract else ())
     report = run(Options(tree=tree, forms=forms, json=json_file, **values))  # type: ignore[arg-type]
