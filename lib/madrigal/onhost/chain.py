@@ -116,28 +116,24 @@ class Chain:
         """The steps that make SNAPSHOT of what the active file holds now; none if that was done before."""
         frozen, new, active, leftovers = snapshot, snapshot + 1, self.active, self.leftovers()
         if active == new and self.parents[new] is not None and self.parents[new] == self.holder(snapshot):
-            twins = self._twins(self.parents[new])  # what lies on one of them goes first
-            return _removed([file for file in self._stale() if file not in twins]) + _removed(twins)
+            return _removed(self._twins(self.parents[new]))
         for number in (frozen, new):
             if number != active and number in self.parents and number not in leftovers:
                 text = "{} has a snapshot {} already, whose place snapshot {} needs"
                 raise InUse(text.format(self.name, number, snapshot))
-        steps: "List[Step]" = [("layout",)] + [("vacant", file) for file in leftovers]
-        twins = self._twins(active)
+        steps: "List[Step]" = [("layout",)] + [("vacant", file) for file in leftovers] + _removed(leftovers)
+        twins = [twin for twin in self._twins(active) if twin != frozen]
+        steps += _removed(twins)
         if running:
             # A hypervisor knows its files by their names, and may open them anew by these: what it writes keeps its
             # name, and the disk leads to it, until it writes to the new one.
             if active is None:
-                if frozen in leftovers:  # of another snapshot, whose making was interrupted
-                    steps, leftovers = steps + _removed(leftovers), []
-                steps += [("freeze", frozen)] if frozen not in twins else []
-                active, twins = frozen, [twin for twin in twins if twin != frozen]
+                steps += [("freeze", frozen)] if frozen not in self.twins else []
+                active = frozen
             elif active != frozen:
                 steps.append(("hold", snapshot, active))
-            steps += [("overlay", new, active), ("snapshot", new)]
-            return steps + _removed([file for file in leftovers if file != new] + twins)
-        steps += _removed(leftovers) + _removed([twin for twin in twins if twin != frozen])
-        if frozen != active and frozen not in twins:
+            return [*steps, ("overlay", new, active), ("snapshot", new)]
+        if frozen != active and frozen not in self.twins:
             steps.append(("freeze", frozen))
         steps += [("overlay", new, frozen), ("switch", new)]
         return steps + ([("remove", active)] if active not in (None, frozen) else [])
