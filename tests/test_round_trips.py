@@ -34,9 +34,9 @@ class Meter:
             monkeypatch.setattr(Channel, name, self._reader(getattr(Channel, name)))
         write, start = Channel.write, Host.start
 
-        def count_write(channel: Channel, data: bytes, timeout: float) -> None:
+        def count_write(channel: Channel, timeout: float, *data: bytes) -> None:
             self._written.add(channel)
-            write(channel, data, timeout)
+            write(channel, timeout, *data)
 
         def count_start(host: Host, *arguments: Any) -> Channel:
             self.sessions[host.name] += 1

@@ -8,6 +8,7 @@ import select
 import time
 
 from madrigal.errors import DeadlineExceeded, Forbidden, HostKeyRefused, HostUnreachable, MadrigalError, MissingProgram
+from madrigal.onhost import stream
 
 _BLOCK = 1 << 20
 _F_SETPIPE_SZ = 1031
@@ -92,17 +93,17 @@ class Channel:
         del self._buffer[:length]
         return data
 
-    def write(self, data: bytes | memoryview, timeout: float) -> None:
+    def write(self, timeout: float, *data: bytes | memoryview) -> None:
         """Write all of DATA; raises BrokenPipeError if nobody reads it, DeadlineExceeded after a pause of TIMEOUT."""
-        view = memoryview(data)
-        while view:
+        left = [memoryview(part) for part in data]
+        while left:
             try:
-                count = os.write(self._stdin, view)
+                count = os.writev(self._stdin, left)
             except BlockingIOError:
                 self._wait_for(self._stdin, select.POLLOUT, timeout)
                 continue
-            view = view[count:]
-            if view and count < _MUCH:
+            left = stream.rest(left, count)
+            if left and count < _MUCH:
                 # It is read in small pieces: giving each its successor at once takes more CPU than anything else here.
                 time.sleep(_BREATH)
 

@@ -161,7 +161,7 @@ class RemoteSession:
     def _start(self) -> Channel:
         channel = self.host.start(COMMAND, self._bulk)
         try:
-            channel.write(self._first, deadline.connect())
+            channel.write(deadline.connect(), self._first)
         except BrokenPipeError:
             pass  # it has ended already; why, _ready() finds
         except BaseException:
@@ -196,7 +196,7 @@ class RemoteSession:
             self._first += data
         self._owed += 1
         try:
-            self._open().write(data, self._stall)
+            self._open().write(self._stall, data)
         except BrokenPipeError:
             pass  # _settle() finds out why
 
@@ -247,10 +247,9 @@ class RemoteSession:
         count = 0
         try:
             for kind, offset, payload in frames:
-                channel.write(stream.header(kind, offset, len(payload)), self._stall)
-                channel.write(payload, self._stall)
+                channel.write(self._stall, stream.header(kind, offset, len(payload)), payload)
                 count += len(payload) if kind in (b"D", b"P") else 0
-            channel.write(stream.header(b"X", 0, 0), self._stall)
+            channel.write(self._stall, stream.header(b"X", 0, 0))
         except BrokenPipeError:
             self._settle()  # the worker has said why before it ended
             raise self._broken() from None
@@ -264,7 +263,7 @@ class RemoteSession:
         """Say in the stream that there is nothing to go on with."""
         payload = json.dumps([type(error).__name__, str(error)]).encode()[: stream.CHUNK]
         with contextlib.suppress(OSError, MadrigalError):
-            self._open().write(stream.header(b"E", 0, len(payload)) + payload, self._stall)
+            self._open().write(self._stall, stream.header(b"E", 0, len(payload)), payload)
 
     def done(self) -> list[Any]:
         """Keep what was made, and let others at it; returns what was told and not answered before."""

@@ -158,10 +158,9 @@ class Direct:
             except BrokenPipeError:
                 text = "the connection to {} broke: {}".format(self._host, self._said() or "it was closed there")
                 raise HostUnreachable(text) from None
-            while parts and sent >= len(parts[0]):
-                sent -= len(parts.pop(0))
-            if parts:
-                parts[0] = parts[0][sent:]
+            parts = stream.rest(parts, sent)
+            if parts and sent < _PIPE // 4:
+                time.sleep(0.0005)  # as host/channel.py does
 
     def _said(self) -> str:
         """The last line that ssh has written, which has ended or will."""

@@ -124,12 +124,9 @@ def _read(inp: "BinaryIO", view: memoryview) -> None:
 def _write_frames(frames: "Iterator[Frame]") -> None:
     try:
         for kind, offset, payload in frames:
-            header = stream.header(kind, offset, len(payload))
-            sent = os.writev(1, [header, payload])
-            if sent < len(header):
-                _write(header[sent:])
-                sent = len(header)
-            _write(payload[sent - len(header) :])
+            left = [memoryview(stream.header(kind, offset, len(payload))), memoryview(payload)]
+            while left:
+                left = stream.rest(left, os.writev(1, left))
     except (OSError, MadrigalError) as error:
         known = explain(error) if isinstance(error, OSError) else error
         payload = json.dumps([type(known).__name__, str(known)]).encode()

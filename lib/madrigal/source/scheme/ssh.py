@@ -96,7 +96,7 @@ class _Stream:
         channel = self._channel
         call = f"reader.main({remote.MARKER!r}, {path!a}, *{terms.directories!a}, {self.at})"
         try:
-            channel.write(remote.assembled(PARTS, f"from madrigal.onhost import reader\n{call}\n"), deadline.connect())
+            channel.write(deadline.connect(), remote.assembled(PARTS, f"from madrigal.onhost import reader\n{call}\n"))
         except BrokenPipeError:
             pass  # it has ended already; why, is found below
         try:
