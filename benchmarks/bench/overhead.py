@@ -121,6 +121,9 @@ def lives(trees: dict[str, str], tm_mad: str, rounds: int, work: str) -> dict[st
     os.environ.update(MADRIGAL_RUN_DIR=f"{work}/run", MADRIGAL_SSH_CONFIG=f"{work}/hosts/ssh_config")
     os.environ["BASH_ENV"] = f"{work}/bash_env"
     os.environ["PATH"] += "".join(f":{tree}/bin" for tree in trees.values())
+    # Without its libraries a stock `onevm` fails, its drivers do not mind, and look faster than they are.
+    libraries = [f"{tree}/ruby{part}" for tree in trees.values() for part in ("", "/cli")]
+    os.environ["RUBYLIB"] = ":".join(filter(os.path.isdir, libraries))
     try:
         meters = {name: Meter() for name in trees}
         with contextlib.ExitStack() as stack:
