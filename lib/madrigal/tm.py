@@ -172,6 +172,12 @@ class VM:
         image = "" if source.is_url or not source.path else self.on_host(source, disk).path
         return {"format": known.format, "snapshot": snapshot, "image": image}
 
+    def source(self, disk: Location) -> str:
+        """Where the image datastore has what DISK was made of, "" if the front-end does not say."""
+        known = self.disk(disk)
+        source = Location.of_image(known.text("SOURCE")) if known else None
+        return "" if source is None or source.is_url else source.path
+
     def linked_image(self, disk: Location) -> Location | None:
         """The image that DISK should be a link to, on shared storage; None for a copy and for a chain.
 

@@ -34,12 +34,16 @@ BULK = 128 << 20
 LANES = 4
 """Connections for one transfer where the way is long."""
 
+_ALIKE = 0.5
+"""The share of blocks that are to be the same in an older copy: it is read and digested on both sides then, and nobody
+knows how fast the way between them is, nor who else needs it."""
+
 _NOTES = ".blocks"
 _NOTES_AGE = 30 * 24 * 3600  # seconds
 
 _HOW = {
     "part": "going on with what an interrupted copy has left of {}",
-    "old": "sending what is not the same as in what {} was before",
+    "old": "sending what is not the same as in {}",
     "stale": "the source of {} has been changed since a copy of it was interrupted: starting over",
 }
 
@@ -92,8 +96,8 @@ def stream(
 ) -> str:
     """Have TARGET receive what ORIGIN sends, with these arguments (onhost/session.py); returns how.
 
-    WEIGHT: as Session.weigh has it.  OLD: as for Session.known.  NOTE: as in the terms of a stream.  What
-    TARGET makes of it is not safe yet.
+    WEIGHT: as Session.weigh has it.  OLD: where TARGET may have older copies, as for Session.known, and `noted` as for
+    Session.compare.  NOTE: as in the terms of a stream.  What TARGET makes of it is not safe yet.
     """
     terms: Arguments = {"verify": verification()}
     if weight["allocated"] < BULK:
@@ -101,12 +105,16 @@ def stream(
     terms["squeeze"] = True
     if note:
         terms["note"] = note
-    known = target.call("known", path=receive["path"], source=weight["source"], old=old)
-    if known["how"]:
-        log(_HOW[known["how"]].format(receive["path"]))
+    known = target.call("known", path=receive["path"], source=weight["source"], old=(old or {}).get("files"))
+    how, shown_path = known["how"], receive["path"]
+    if known["old"] and (older := _worth_comparing(origin, send["path"], weight, known["old"])):
+        known["files"] = target.call("compare", files=older, noted=(old or {}).get("noted", {}))
+        how, shown_path = "old", " and ".join(sorted(set(older.values())))
+    if how:
+        log(_HOW[how].format(shown_path))
     if known["files"]:
         terms["known"] = known["files"]
-    if known["how"] != "old":
+    if how != "old":
         receive = dict(receive, source=weight["source"])
     # here, because little data are not worth it
     from madrigal.transfer import plan, progress
@@ -116,12 +124,26 @@ def stream(
             plan.STREAM: lambda: _bring(origin, target, dict(send, terms=terms), receive, shown),
             plan.SEVERAL: lambda: _Lanes(origin, target, send, receive, terms, shown).run(),
         }
-        if known["how"] == "old":
+        if how == "old":
             return _told(workers[plan.STREAM]())
         # what one host gives another passes this machine only if it cannot do so directly
         from_ = "" if target.is_direct else origin.name
         facts = plan.between(from_, target.name, weight, receive, target.distance(origin))
         return _told(plan.take(facts, workers))
+
+
+def _worth_comparing(origin: AnySession, path: str, weight: Arguments, old: Arguments) -> dict[str, str]:
+    """The paths of those OLD files, of which Session.known has samples, that have much in common with what is sent."""
+    from madrigal.onhost import blocks
+
+    files = weight.get("files", {"": path})
+    wanted = {within: [files[within], about["size"]] for within, about in old.items() if within in files}
+    return {
+        within: old[within]["path"]
+        for within, about in origin.call("sample", files=wanted).items()
+        if old[within]["allocated"] >= about["allocated"] // 4
+        and blocks.alike(about["blocks"], old[within]["blocks"]) >= _ALIKE
+    }
 
 
 def _bring(
