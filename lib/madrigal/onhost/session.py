@@ -318,8 +318,9 @@ class Session(Passing):
     def mark(self, path: str, text: str) -> None:
         """Say in PATH, a datastore's `.monitor`, how the host is to monitor it; "" is for not at all.
 
-        No failure takes it back: it says what the driver is, and other VMs may be there.
+        No failure takes it back: it says what the driver is, and other VMs may be there.  Parts that are old go.
         """
+        self.sweep(os.path.dirname(path))
         try:
             with open(path) as file:
                 known = file.read().strip()

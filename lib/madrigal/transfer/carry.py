@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 
-from madrigal import config
+from madrigal import config, leftovers
 from madrigal.errors import ConfigError, HostUnreachable, MadrigalError
 from madrigal.messages import log
 
@@ -37,9 +36,6 @@ LANES = 4
 _ALIKE = 0.5
 """The share of blocks that are to be the same in an older copy: it is read and digested on both sides then, and nobody
 knows how fast the way between them is, nor who else needs it."""
-
-_NOTES = ".blocks"
-_NOTES_AGE = 30 * 24 * 3600  # seconds
 
 _HOW = {
     "part": "going on with what an interrupted copy has left of {}",
@@ -198,12 +194,8 @@ def notes(session: AnySession, path: str) -> str:
     """Where the digests of the image PATH of this machine are kept, "" for another machine's."""
     if session.name:
         return ""
-    directory = config.run_dir()
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.name.endswith(_NOTES) and entry.stat().st_mtime < time.time() - _NOTES_AGE:
-                os.unlink(entry.path)
-    return f"{directory}/{path.replace('/', '%')[-200:]}{_NOTES}"
+    leftovers.tidy()
+    return f"{config.run_dir()}/{path.replace('/', '%')[-200:]}.blocks"
 
 
 def _told(count: int) -> str:
