@@ -11,6 +11,7 @@ import errno
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -529,6 +530,48 @@ def test_clone(origin: str, bridges: str, there: str, here: str, driver: str, at
         assert answer == f"{at.source()} {driver or 'raw'}"
         qemu_img("compare", "-f", driver or "raw", "-F", "raw", copy, raw)
         assert sorted({*at.everything()} - {*before}) == [str(copy)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["directly", "with room elsewhere", "converted", "not", "cut"])
+def test_a_large_clone_spares_the_front_end(at: Bridged, how: str) -> None:
+    """From bridge to bridge; or through the front-end, which writes nothing to its disk then."""
+    original = f"{at.base}/original"
+    for name in at.hosts.names:
+        at.hosts.run(name, ["mkdir", "-p", at.base, f"{at.hosts.datastores}/room"])
+    content = os.urandom(140 * MIB) + bytes(9 * MIB)
+    at.hosts.on("host01", original).write_bytes(content)
+    before = at.everything()
+    template = {"STAGING_DIR": f"{at.hosts.datastores}/room"} if how == "with room elsewhere" else {}
+    driver = "qcow2" if how == "converted" else "raw"
+    extra = {"SOURCE_BRIDGE_LIST": "host01"}
+    text = at.dump({"PATH": original, "FORMAT": "raw"}, "host02", template={**template, "DRIVER": driver}, extra=extra)
+    env = {**at.env, "MADRIGAL_DIRECT": "no" if how == "not" else ""}
+    if how == "cut":
+        with start_action("datastore/fs/clone", "42", env=env) as process:
+            assert process.stdin
+            process.stdin.write(text)
+            process.stdin.close()
+            part = at.hosts.on("host02", at.base)
+            assert eventually(lambda: sum(file.stat().st_blocks for file in part.glob(".*.part")) * 512 > 40 * MIB)
+            process.kill()
+        assert eventually(lambda: not at.hosts.workers("host02"))
+    with start_action("datastore/fs/clone", "42", env=env) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdin.write(text)
+        process.stdin.close()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        counted = dict(re.findall(rb"(\w+): (\d+)", Path(f"/proc/{process.pid}/io").read_bytes()))
+        said = process.stderr.read().decode()
+        assert process.stdout.read().decode() == f"{at.source()} {driver}\n", said
+    assert (int(counted[b"wchar"]) < 4 * MIB) == (how != "not") == ("streamed, directly)" in said), said
+    copy = at.image("host02")
+    if driver == "raw":
+        assert copy.read_bytes() == content and copy.stat().st_blocks * 512 < 145 * MIB
+    else:
+        qemu_img("compare", "-f", driver, "-F", "raw", copy, at.hosts.on("host01", original))
+    assert sorted({*at.everything()} ^ {*before}) == [str(copy)]
+    assert ("going on with" in said) == (how == "cut")
 
 
 def test_clone_of_what_is_not_there_leaves_nothing(at: Bridged) -> None:
