@@ -207,9 +207,16 @@ class VM:
         {"uri": libvirt's, "domain": what the VM is called there, "timeout": seconds for one command of virsh}, from
         kvmrc (docs/contract.md, "Disks of a running VM").  Raises NotSupported for another hypervisor.
         """
+        return self._guest() if surely or self.runs else None
+
+    def migrating(self) -> Guest | None:
+        """Who runs the VM that is about to go elsewhere, if a disk of it can have files that name one another."""
         known = self.info()
-        if not surely and not self.runs:
-            return None
+        has_chains = any(disk.format == "qcow2" for disk in known.disks)
+        return self._guest() if has_chains and known.hypervisor in ("kvm", "qemu") and known.deploy_id else None
+
+    def _guest(self) -> Guest:
+        known = self.info()
         if known.hypervisor not in ("kvm", "qemu"):
             name = known.hypervisor or "no hypervisor that the front-end names"
             raise NotSupported(f"VM {self.id} is run by {name}: disks of a running VM can be worked on under kvm alone")

@@ -84,6 +84,10 @@ class Session(Passing):
         if used:
             raise InUse("{} is in use: a process has locked {}".format(path, used))
 
+    def check_names(self, guest: "Dict[str, Any]") -> None:
+        """Raise NotSupported if the GUEST cannot go to another host while it runs (onhost/guest.py)."""
+        self._guest(guest).check_names()
+
     def offer(self, path: str, probe: str) -> "Optional[Dict[str, Any]]":
         """Hold PATH and show a file named PROBE in it, to find out who else sees it; what measure() says of it.
 
