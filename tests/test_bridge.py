@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Done, Hosts, check_stderr, eventually, run_action, start_action
-from dumps import REGTIME, dump
+from dumps import REGTIME, datastore_document, dump, front_end, vm_document
 from lxml import etree
 
 from madrigal.onhost.part import Nameless
@@ -842,6 +842,50 @@ def test_a_host_mounts_once(at: Bridged) -> None:
     other = {**NFS, "NFS_AUTO_PATH": "/another"}
     message = at.fails(31, "nas-1.example:/another", "monitor", image, bridges=name, template=other)
     assert "nas-1.example:/export/a'b;c" in message
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="the fake sudo's mount needs root on the host")
+@pytest.mark.parametrize("driver", ["shared", "qcow2"])
+def test_a_host_mounts_what_a_disk_needs(driver: str, at: Bridged, tmp_path: Path) -> None:
+    """The datastores of the image and of the VM, if they want that; a disk never lies below where one should be."""
+    share = 'shift 6; mount -t tmpfs "$1" "$2" && cp -a "${1#*:}/." "$2/"'
+    path, asked = fake_sudo(at, share)
+    name = at.add("nfs", sshd=f"SetEnv HOME=/tmp PATH={path}:/usr/sbin:/sbin")
+    root = at.hosts.datastores
+    (at.files / "1").mkdir()
+    qemu_img("create", "-q", "-f", "qcow2", at.files / "1/image", "1M")
+    (at.files / "0").mkdir()
+    stores = [datastore_document(number, {**NFS, "NFS_AUTO_PATH": f"{at.files}/{number}"}) for number in (0, 1)]
+    disks = {number: {"FORMAT": "qcow2", "SOURCE": f"{root}/1/image"} for number in range(3)}
+    disks[1]["CLONE"] = "NO"
+
+    def run(action: str, disk: int, *documents: bytes) -> Done:
+        with front_end(tmp_path, vm_document(17, disks), *documents) as known:
+            argv = [f"tm/{driver}/{action}", f"fe:{root}/1/image", f"{name}:{root}/0/17/disk.{disk}", "17", "1"]
+            return run_action(*argv, env={**at.env, **known})
+
+    there = at.hosts.on(name, root)
+    done = run("clone", 0)  # nobody says that anything is to be mounted
+    assert done.status == 30 and asked() == [] and not list(there.rglob("disk*")), done
+    for action, disk in (("clone", 0), ("clone", 2), ("ln", 1)):
+        done = run(action, disk, *stores)
+        assert done.status == 0 and check_stderr(done, action) == "", done
+    mount = ["-n", "mount", "-t", "nfs", "-o", "defaults"]
+    assert asked() == [[*mount, f"nas-1.example:{at.files}/{n}", f"{root}/{n}"] for n in (1, 0)]
+    assert os.path.lexists(there / "0/17/disk.1") and (there / "0/.automounted").exists()
+    at.hosts.run(name, ["umount", f"{root}/0"])
+    assert os.listdir(there / "0") == [], "a disk lies on the host's own storage"
+
+    other = datastore_document(1, {**NFS, "NFS_AUTO_PATH": "/another"})
+    done = run("clone", 0, other)
+    assert (done.status, "is mounted at" in check_stderr(done, "clone")) == (31, True), done
+    fake_sudo(at, "echo 'mount.nfs: access denied by server' >&2; exit 32")
+    done = run("clone", 0, *stores)
+    assert (done.status, "access denied by server" in check_stderr(done, "clone")) == (1, True), done
+    done = run("clone", 0, datastore_document(0, {**NFS, "NFS_AUTO_HOST": "a;b"}))
+    assert (done.status, "NFS_AUTO_HOST" in check_stderr(done, "clone")) == (20, True), done
+    assert os.listdir(there / "0") == []
+    at.hosts.run(name, ["umount", f"{root}/1"])
 
 
 def test_a_mount_that_fails_is_said(at: Bridged) -> None:

@@ -24,7 +24,7 @@ FLOORS = {
     **dict.fromkeys(("host", "frontend", "author", "running", "leftovers"), 1),
     **dict.fromkeys(("transfer", "disks", "snapshots", "iso", "inspector", "source", "storage"), 2),
     **dict.fromkeys(("migration", "monitoring"), 2),
-    **dict.fromkeys(("action", "tm", "datastore", "backup"), 3),
+    **dict.fromkeys(("action", "tm", "datastore", "backup", "nfs"), 3),
     **dict.fromkeys(("cli", "conformance", "embedded", "drivers", "__main__"), 4),
 }
 STANDARD = sys.stdlib_module_names

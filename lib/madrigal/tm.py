@@ -119,6 +119,16 @@ class VM:
             return Location(disk.host, image.path)
         return Location(disk.host, f"{os.path.dirname(os.path.dirname(disk.dir))}/{datastore}/{name}")
 
+    def mount_datastores(self, disk: Location) -> None:
+        """Have the machine of DISK mount the datastores of the disk and of its image, where they want that (nfs.py)."""
+        system, root = os.path.basename(os.path.dirname(disk.dir)), os.path.dirname(os.path.dirname(disk.dir))
+        if self.ds_id is None:
+            return
+        from madrigal import nfs
+        from madrigal.host import Host
+
+        nfs.mount(Host(disk.host), root, [self.ds_id, *([int(system)] if system.isdigit() else [])])
+
     def before(self, origin: str, target: Location) -> Location:
         """Where on the host ORIGIN the directory of the VM is, or was, that comes to TARGET.
 

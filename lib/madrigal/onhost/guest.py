@@ -99,8 +99,8 @@ class Guest:
             for layer in _layers(device, disk)[1:]:
                 if not layer.is_named_well():
                     text = (
-                        "{} cannot go to another host while it runs: libvirt knows the file {} of {} as {}, which leads to "
-                        "{} by now; power the VM off and start it again by what the link leads to, or move it then"
+                        "{} cannot go to another host while it runs: libvirt knows the file {} of {} as {}, which "
+                        "leads to {} by now; power the VM off to move it, or to start it by what the link leads to"
                     )
                     now = os.path.realpath(layer.name)
                     raise NotSupported(text.format(self._domain, layer.path, device, layer.name, now))
