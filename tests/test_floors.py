@@ -29,7 +29,7 @@ FLOORS = {
 }
 STANDARD = sys.stdlib_module_names
 OTHERS = {
-    "lxml": {"dump", "frontend", "embedded", "conformance"},
+    "lxml": {"embedded", "conformance"},
     "click": {"cli"},
     "paramiko": {"host.paramiko_connection"},
 }

@@ -88,7 +88,7 @@ def test_other_letters(answers: list[Any]) -> None:
         ([False, "broken", 0x2000], MadrigalError, "broken"),
         ([True], SourceUnavailable, "cannot answer"),
         ("text", SourceUnavailable, "cannot answer"),
-        ([True, "<VM", 0], UsageError, "is not XML"),
+        ([True, "<VM", 0], UsageError, "cannot be read as XML"),
         ([True, "<HOST/>", 0], UsageError, "not <VM>"),
     ],
 )
@@ -199,7 +199,7 @@ def test_neither_helps(onevm: Callable[[str], None]) -> None:
 
 def test_onevm_talks_nonsense(onevm: Callable[[str], None]) -> None:
     onevm("echo hello")
-    refused(UsageError, "is not XML")
+    refused(UsageError, "cannot be read as XML")
 
 
 @pytest.mark.parametrize("endpoint", ["ftp://x/", "http://", "http://u@h/", "nonsense", "http://h:99999/"])

@@ -388,8 +388,8 @@ def test_disk_that_is_too_small_for_a_new_image(hosts: Hosts, env: dict[str, str
 
 def cut_ours(session: Any, hosts: Hosts) -> None:
     channel = session._channel
-    if hasattr(channel, "_process"):
-        channel._process.kill()
+    if hasattr(channel, "_pid"):
+        os.kill(channel._pid, signal.SIGKILL)
     else:
         channel._session.transport.close()
 

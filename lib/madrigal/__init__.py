@@ -9,7 +9,7 @@ import sys
 if sys.version_info < (3, 11):  # before anything that an older Python cannot even read
     from madrigal.interpreter import change
 
-    change("Python 3.11 or newer")
+    change()
 
 __version__ = "0.1.0"
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from importlib.machinery import PathFinder
 
-from madrigal import interpreter, messages
+from madrigal import messages
 from madrigal.errors import Ended, MadrigalError, explain
 
 TYPE_CHECKING = False
@@ -50,8 +49,6 @@ def run(body: Callable[[], str | None], usage: Callable[[], str]) -> NoReturn:
         except OSError:
             pass  # read no further than to a reader's `head`
         _leave(0)
-    if PathFinder.find_spec("lxml") is None:
-        interpreter.change("the Python package lxml")
     for number in _SIGNALS:
         signal.signal(number, _end)
     messages.marks = False  # until the form is known

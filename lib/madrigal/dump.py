@@ -9,8 +9,7 @@ from __future__ import annotations
 import binascii
 import re
 from collections.abc import Iterator, Mapping
-
-from lxml import etree
+from xml.etree import ElementTree
 
 from madrigal.errors import UsageError
 
@@ -20,17 +19,26 @@ MAX_BYTES = 64 << 20
 """A dump larger than this is refused; the largest seen under a real front-end has 200 kB."""
 
 
-def _parse(document: bytes, root: str, what: str) -> etree._Element:
-    # Made anew for each document: lxml parsers may not be shared, and lxml 4.9 resolves entities unless told.
-    parser = etree.XMLParser(
-        resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, remove_comments=True, remove_pis=True
-    )
+class _Builder(ElementTree.TreeBuilder):
+    """Refuses a document type, and with it every entity, before any is declared."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError("it has a document type declaration, which no front-end sends")
+
+
+def parse(document: bytes, what: str) -> ElementTree.Element:
+    """The root of an XML DOCUMENT, which may not declare its type or entities; raises UsageError with WHAT in it.
+
+    By the parser of the standard library: lxml costs 17 ms of CPU to load, a third of a whole action.
+    """
     try:
-        element = etree.fromstring(document, parser)
-    except (etree.XMLSyntaxError, ValueError) as error:
-        raise UsageError(f"{what} is not XML: {error}") from None
-    if b"<!DOCTYPE" in document[:4096] or element.getroottree().docinfo.internalDTD is not None:
-        raise UsageError(f"{what} has a document type declaration, which no front-end sends")
+        return ElementTree.fromstring(document, ElementTree.XMLParser(target=_Builder()))
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        raise UsageError(f"{what} cannot be read as XML: {error}") from None
+
+
+def _parse(document: bytes, root: str, what: str) -> ElementTree.Element:
+    element = parse(document, what)
     if element.tag != root:
         raise UsageError(f"{what} is a <{element.tag}> document, not <{root}>")
     return element
@@ -51,10 +59,10 @@ def decode(text: bytes, what: str = "the dump") -> bytes:
 
 def document(name: str, values: Mapping[str, str]) -> str:
     """The XML element NAME with an element for each of VALUES."""
-    root = etree.Element(name)
+    root = ElementTree.Element(name)
     for child, text in values.items():
-        etree.SubElement(root, child).text = text
-    return etree.tostring(root, encoding="unicode")
+        ElementTree.SubElement(root, child).text = text
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def is_mad(name: str) -> bool:
@@ -67,7 +75,7 @@ class Element:
 
     __slots__ = ("_element",)
 
-    def __init__(self, element: etree._Element | None) -> None:
+    def __init__(self, element: ElementTree.Element | None) -> None:
         self._element = element
 
     def text(self, path: str, default: str = "") -> str:

@@ -9,8 +9,20 @@ from __future__ import annotations
 import os
 
 from madrigal import command, deadline
-from madrigal.dump import MAX_BYTES, VM, Datastore
-from madrigal.errors import ConfigError, Forbidden, HostUnreachable, MadrigalError, NotFound, SourceUnavailable
+from madrigal.dump import MAX_BYTES, VM, Datastore, parse
+from madrigal.errors import (
+    ConfigError,
+    Forbidden,
+    HostUnreachable,
+    MadrigalError,
+    NotFound,
+    SourceUnavailable,
+    UsageError,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _DEFAULT = "http://localhost:2633/RPC2"
 _FORBIDDEN, _NOT_FOUND = (0x100, 0x200), 0x400  # error codes of its interface: authentication, authorization, no such
@@ -69,12 +81,9 @@ def _call(method: str, auth: str, number: int) -> bytes:
         f"<param><value><string>{auth}</string></value></param>"
         f"<param><value><i4>{number}</i4></value></param></params></methodCall>"
     ).encode()
-    from lxml import etree
-
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
     try:
-        response = etree.fromstring(_post(_endpoint(), request), parser)
-    except etree.XMLSyntaxError:
+        response = parse(_post(_endpoint(), request), "it")
+    except UsageError:
         raise SourceUnavailable(f"{_endpoint()} answers {method} with something that is not XML-RPC") from None
     values = ["".join(map(str, value.itertext())) for value in response.iterfind("params/param/value/array/data/value")]
     if len(values) < 2:
@@ -101,12 +110,14 @@ def _post(endpoint: str, body: bytes) -> bytes:
     )
     limit, answer = deadline.Deadline(deadline.control(), f"asking {endpoint}"), bytearray()
     try:
-        address = (host.strip("[]"), number)
+        name = host.strip("[]")
+        # as bytes, where that serves: the codec for the names of the world costs as much as the question
+        address: Any = (name.encode() if name.isascii() else name, number)
         with socket.create_connection(address, timeout=limit.left()) as connection:
             if scheme == "https":
                 import ssl
 
-                connection = ssl.create_default_context().wrap_socket(connection, server_hostname=address[0])
+                connection = ssl.create_default_context().wrap_socket(connection, server_hostname=name)
             connection.sendall(head.encode() + body)
             while block := connection.recv(1 << 16):
                 answer += block

@@ -11,6 +11,7 @@ from madrigal.errors import DeadlineExceeded, Forbidden, HostKeyRefused, HostUnr
 
 _BLOCK = 1 << 20
 _F_SETPIPE_SZ = 1031
+_MUCH, _BREATH = _BLOCK // 4, 0.0005  # bytes, seconds
 
 # What ssh says, and what that is.
 _CROWDED = (
@@ -96,9 +97,14 @@ class Channel:
         view = memoryview(data)
         while view:
             try:
-                view = view[os.write(self._stdin, view) :]
+                count = os.write(self._stdin, view)
             except BlockingIOError:
                 self._wait_for(self._stdin, select.POLLOUT, timeout)
+                continue
+            view = view[count:]
+            if view and count < _MUCH:
+                # It is read in small pieces: giving each its successor at once takes more CPU than anything else here.
+                time.sleep(_BREATH)
 
     def close_stdin(self) -> None:
         if self._stdin >= 0:

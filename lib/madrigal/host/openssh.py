@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import socket
-import subprocess
 import time
 import zlib
 
 from madrigal import command, config, deadline
-from madrigal.errors import Busy, ConfigError, MissingProgram
+from madrigal.errors import Busy, ConfigError, DeadlineExceeded, MissingProgram
 from madrigal.host.channel import Channel, failure
 from madrigal.onhost.ssh import ciphers, options
 
@@ -42,16 +42,22 @@ class SshChannel(Channel):
     """A command run by an ssh process."""
 
     def __init__(self, host: str, argv: list[str]) -> None:
+        while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
+            pass  # we were started without one of these: what is opened now would be in the way of ssh's own
+        os.close(fd)
         self._errors = os.memfd_create("stderr")  # a file: nothing to drain, so nothing to dead-lock on
+        self._status: int | None = None
         stdin, stdout = os.pipe(), os.pipe()
         try:
-            self._process = subprocess.Popen(
+            # Not with subprocess: loading that costs more CPU than ssh does.
+            self._pid = os.posix_spawnp(
+                argv[0],
                 argv,
-                stdin=stdin[0],
-                stdout=stdout[1],
-                stderr=self._errors,
-                env=command.environment(),
-                start_new_session=True,
+                command.environment(),
+                file_actions=[(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((stdin[0], stdout[1], self._errors))],
+                setsid=True,
+                setsigmask=(),
+                setsigdef=(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM),
             )
         except FileNotFoundError:
             raise MissingProgram("ssh is not installed here: install the package openssh-client") from None
@@ -61,15 +67,19 @@ class SshChannel(Channel):
         super().__init__(host, stdin[1], stdout[0])
 
     def _poll(self) -> int | None:
-        return self._process.poll()
+        if self._status is None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                self._status = os.waitstatus_to_exitcode(status)
+        return self._status
 
     def _end(self) -> None:
         # It ends by itself when both pipes are closed and the other side hears of it; a dead host never does.
         try:
-            self._process.wait(0.2)
-        except subprocess.TimeoutExpired:
-            self._process.terminate()
-            self._process.wait()
+            self.wait(0.2)
+        except DeadlineExceeded:
+            os.kill(self._pid, signal.SIGTERM)
+            self.wait(10)
 
     def stderr(self) -> bytes:
         return os.pread(self._errors, 1 << 16, max(0, os.fstat(self._errors).st_size - (1 << 16)))
@@ -136,6 +146,8 @@ def _wait_for(lock: int, name: str) -> None:
 
 def _master(name: str, path: str) -> tuple[int, bytes]:
     """Start the shared connection; returns ssh's status and what it said."""
+    import subprocess
+
     if os.path.lexists(path):
         os.unlink(path)  # of one that was killed
     # It ends with us while it connects: the next one would start a second, and nobody could end the first any more.

@@ -55,8 +55,11 @@ HOST_PART = (
 
 MARKER = "madrigal worker, ready"
 
-# Read the program, of which the first line is its length, from stdin, and leave the rest of stdin to it.
-_BOOT = 'import sys;i=sys.stdin.buffer;exec(compile(i.read(int(i.readline())),"madrigal","exec"))'
+# Read the program and its modules, of which the first line is the length of all, and leave the rest of stdin to it.
+_BOOT = (
+    "import sys;i=sys.stdin.buffer;"
+    'sent=i.read(int(i.readline())).decode().split("\\0");exec(compile(sent[0],"madrigal","exec"))'
+)
 # Paths cross as UTF-8 whatever the locale there: by the option, or by the variable for 3.6, which does not know that.
 COMMAND = f"exec env LC_ALL=C.UTF-8 python3 -I -S -X utf8 -c '{_BOOT}'"
 
@@ -67,7 +70,7 @@ if sys.version_info < (3, 6):
     sys.exit(127)
 from _frozen_importlib import ModuleSpec
 class Sent:
-    sources = {}
+    sources = dict(zip(sent[1::2], sent[2::2]))
     def find_spec(self, name, path=None, target=None):
         if name in self.sources:
             return ModuleSpec(name, self, is_package=not self.sources[name])
@@ -92,12 +95,12 @@ def program() -> bytes:
 def assembled(parts: Sequence[str], start: str) -> bytes:
     """What COMMAND reads: a Python program that has the modules PARTS and begins with START, its length before it."""
     library = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    lines = [_PROGRAM, "Sent.sources['madrigal'] = Sent.sources['madrigal.onhost'] = ''\n"]
+    sent = [(_PROGRAM + start).encode(), b"madrigal", b"", b"madrigal.onhost", b""]
     for name in parts:
-        with open(f"{library}/{name.replace('.', '/')}.py", encoding="utf-8") as file:
-            lines.append(f"Sent.sources['madrigal.{name}'] = {file.read()!a}\n")
-    text = "".join([*lines, start]).encode("ascii")
-    return b"%d\n%s" % (len(text), text)
+        with open(f"{library}/{name.replace('.', '/')}.py", "rb") as file:
+            sent += [f"madrigal.{name}".encode(), file.read()]
+    program = b"\0".join(sent)
+    return b"%d\n%s" % (len(program), program)
 
 
 class RemoteSession:
