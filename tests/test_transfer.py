@@ -568,6 +568,38 @@ def test_a_saved_disk_of_nothing_that_is_there(
     assert Path(new.path).read_bytes() == content
 
 
+@pytest.mark.parametrize("what", ["disk", "chain"])
+def test_what_is_compared_with_an_older_copy_goes_on_too(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Neither what has arrived nor what is the same is sent again."""
+    image, disk = Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0")
+    state = {"format": "raw" if what == "disk" else "qcow2", "snapshot": -1, "image": ""}
+    written(tmp_path / "image", 64 * MIB)
+    if what == "chain":
+        os.rename(image.path, tmp_path / "raw")
+        convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(tmp_path / "raw"), image.path]
+        subprocess.run(convert, check=True)
+    transfer.copy_whole(image, disk, state, chain="" if what == "disk" else "path")
+    there = hosts.on("host01", f"{datastore}/17/disk.0")
+    top = there if what == "disk" else there.parent / "disk.0.snap/0"
+    size = top.stat().st_size
+    with open(top, "r+b") as file:
+        for offset in (*range(16 * MIB, 36 * MIB, 128 << 10), size - MIB):  # half of every second
+            file.seek(offset)
+            file.write(os.urandom(64 << 10))
+    content = top.read_bytes()
+    flow = Flow(monkeypatch, RemoteSession)
+    flow.stop_after(8 * MIB, lambda: cut(hosts, "host01"))
+    with pytest.raises(MadrigalError):
+        transfer.bring_back(disk, image, state)
+    first, flow.data = flow.data, 0
+    transfer.bring_back(disk, image, state)
+    assert Path(os.path.realpath(image.path)).read_bytes() == content
+    assert first >= 8 * MIB and flow.data < 6 * MIB, f"{first >> 20} MiB and then {flow.data >> 20} MiB"
+    assert [name for name in os.listdir(tmp_path) if name.endswith((".part", ".lock"))] == []
+
+
 def test_an_older_copy_that_changes_meanwhile(
     hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -712,7 +744,7 @@ def test_blocks_of_a_large_file_are_large(tmp_path: Path) -> None:
     assert [span for span in spans(tmp_path / "image", about) if not span[2]] == [(1 << 39, (1 << 39) + 4 * MIB, False)]
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(60))
 def test_any_file_is_made_of_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """What is sent besides an older copy, or what an interrupted run left, gives the new one."""
     chance = random.Random(seed)
@@ -720,7 +752,7 @@ def test_any_file_is_made_of_any_other(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(blocks, "_MOST", chance.choice([4, 1 << 18]))
     source = tmp_path / "new"
     pieces = chance.randrange(1, 12)
-    for path in (source, tmp_path / "old"):
+    for path in (source, tmp_path / "old", tmp_path / "left"):
         with open(path, "wb") as file:
             for number in range(pieces):
                 kind = chance.choice(["same", "same", "hole", "zeros", "other", "other"])
@@ -734,16 +766,17 @@ def test_any_file_is_made_of_any_other(tmp_path: Path, monkeypatch: pytest.Monke
     session, given = LocalSession(), LocalSession()
     with session:
         session.call("hold", path=str(tmp_path / "made"))
-        is_old = chance.random() < 0.5
-        if is_old:
-            files = session.call("compare", files={"": str(tmp_path / "old")}, noted={})
-        else:
-            shutil.copy(tmp_path / "old", tmp_path / ".made.streamxyz.part")
+        having = chance.choice(["old", "left", "old and left"])
+        if "left" in having:
+            subprocess.run(["cp", tmp_path / "left", tmp_path / ".made.streamxyz.part"], check=True)  # with its holes
+            os.truncate(tmp_path / ".made.streamxyz.part", chance.randrange((tmp_path / "left").stat().st_size + 1))
             known = session.call("known", path=str(tmp_path / "made"), source="xyz")
             assert known["how"] == "part"
             files = known["files"]
+        if "old" in having:
+            files = session.call("compare", files={"": str(tmp_path / "old")}, noted={})
         frames = given.send(str(source), terms={"known": files})
-        session.receive(frames, path=str(tmp_path / "made"), source="" if is_old else "xyz")
+        session.receive(frames, path=str(tmp_path / "made"), source="xyz")
     assert (tmp_path / "made").read_bytes() == source.read_bytes()
     assert parts(tmp_path) == []
 

@@ -141,12 +141,12 @@ def identity(fd: int) -> "List[int]":
     return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
 
 
-def describe_all(top: str, waiting: "Callable[[], None]") -> "Dict[str, Any]":
+def describe_all(top: str, waiting: "Callable[[], None]", block: int = 0) -> "Dict[str, Any]":
     """describe() of the file TOP ("") or of all files in the directory TOP, by path; {} if it is not there."""
     found = {}
     paths = [os.path.join(base, name) for base, _, names in os.walk(top) for name in names] or [top]
     paths = [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
-    block = block_of(sum(os.path.getsize(path) for path in paths))
+    block = block or block_of(sum(os.path.getsize(path) for path in paths))
     for path in paths:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -177,6 +177,33 @@ def alike(ours: "List[int]", theirs: "List[int]") -> float:
     """Which share of what we have is the same there, by the checks of sample()."""
     same = [mine == other for mine, other in zip(ours, theirs) if mine]  # noqa: B905
     return sum(same) / len(same) if same else 0.0
+
+
+class Lacking:
+    """The blocks that a file, as describe() has it, does not have, where there is another file to take them from."""
+
+    def __init__(self, described: "Dict[str, Any]") -> None:
+        self._block: int = described["block"]
+        self._kind = described["kind"]
+        self._digests = binascii.a2b_base64(described["digests"])
+
+    def filled_with(self, described: "Dict[str, Any]") -> "Dict[str, Any]":
+        """What describe() would say if they were taken from a file that is DESCRIBED, in blocks of the same size."""
+        others = bytearray(binascii.a2b_base64(described["digests"]))
+        others.extend(bytes(max(len(self._digests) - len(others), 0)))
+        for start in range(0, len(self._digests), SIZE):
+            if self._digests[start : start + SIZE] != _NOTHING:
+                others[start : start + SIZE] = self._digests[start : start + SIZE]
+        return {"block": self._block, "kind": self._kind, "digests": _text(others)}
+
+    def within(self, start: int, end: int) -> "Iterator[Tuple[int, int]]":
+        """(from, to) of what is in such blocks between START and END."""
+        while start < end:
+            number = start // self._block
+            stop = min((number + 1) * self._block, end)
+            if (self._digests[number * SIZE : (number + 1) * SIZE] or _NOTHING) == _NOTHING:
+                yield start, stop
+            start = stop
 
 
 class Known:

@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterator, List, Optional, Union
 
+    from madrigal.onhost.blocks import Lacking
     from madrigal.onhost.device import Device
     from madrigal.onhost.direct import Direct
     from madrigal.onhost.guest import Guest
@@ -32,6 +33,9 @@ class Passing(Holding):
 
     _compared: "Dict[int, List[int]]" = {}
     """What those were when they were compared (blocks.identity)."""
+
+    _lacking: "Dict[str, Lacking]" = {}
+    """Which blocks of those files an interrupted run has not brought."""
 
     _begun: "Optional[Part]" = None
     """What an interrupted run has left of what is received next."""
@@ -96,13 +100,15 @@ class Passing(Holding):
             begun = Part(self._undo, directory, name, tag, is_dir, stays=True, resume=True)
             if begun.is_resumed:
                 self._begun = begun
-                return {"files": blocks.describe_all(begun.path, self._waiting), "how": "part", "old": {}}
-            begun.discard()
+            else:
+                begun.discard()
         prefix = part.part_name(name, "stream")[: -len(".part")]
         is_stale = any(entry.startswith(prefix) for entry in os.listdir(directory))
         firsts = {within: next(filter(os.path.isfile, paths), "") for within, paths in (old or {}).items()}
         # what a process has locked changes while it is compared
         sampled = {within: blocks.sample(file) for within, file in firsts.items() if file and not locked_in(file)}
+        if self._begun:
+            return {"files": blocks.describe_all(self._begun.path, self._waiting), "how": "part", "old": sampled}
         return {"files": {}, "how": "stale" if is_stale else "", "old": sampled}
 
     def sample(self, files: "Dict[str, List[Any]]") -> "Dict[str, Any]":
@@ -114,17 +120,25 @@ class Passing(Holding):
     def compare(self, files: "Dict[str, str]", noted: "Dict[str, str]") -> "Dict[str, Any]":
         """Let receive() make what it gets next of FILES too, paths of older copies by path within the stream.
 
-        Returns blocks.describe() of each.  NOTED: where blocks.Notes may have kept the digests of a path.
+        Returns blocks.describe() of each, and of what an interrupted run has left: of a file that both have, of what is
+        in the one where the other has nothing.  NOTED: where blocks.Notes may have kept the digests of a path.
         """
         from madrigal.onhost import blocks
 
-        block = blocks.block_of(sum(map(os.path.getsize, files.values())))
+        block, found, self._lacking = blocks.block_of(sum(map(os.path.getsize, files.values()))), {}, {}
+        if self._begun:
+            found = blocks.describe_all(self._begun.path, self._waiting, block)
         self._basis = {within: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for within, path in files.items()}
         self._compared = {fd: blocks.identity(fd) for fd in self._basis.values()}
-        return {
-            within: blocks.noted(fd, noted.get(files[within], "")) or blocks.describe(fd, self._waiting, block)
-            for within, fd in self._basis.items()
-        }
+        for within, fd in self._basis.items():
+            described = blocks.noted(fd, noted.get(files[within], ""))
+            if described is None or (found and described["block"] != block):
+                described = blocks.describe(fd, self._waiting, block)
+            if within in found:
+                self._lacking[within] = blocks.Lacking(found[within])
+                described = self._lacking[within].filled_with(described)
+            found[within] = described
+        return found
 
     def limit(self, rate: int) -> None:
         """Let what is sent and copied from now on have RATE bytes a second at most."""
@@ -203,7 +217,7 @@ class Passing(Holding):
         directory, name = os.path.split(path)
         (basis, begun), self._basis, self._begun = (self._basis, self._begun), None, None
         into = self._device(path, device) if device is not None else None
-        receiver = Receiver(self._undo, directory, name, source, staging or "", basis, begun, into)
+        receiver = Receiver(self._undo, directory, name, source, staging or "", basis, begun, into, self._lacking)
         for frame in frames:
             receiver.take(*frame)
         made = receiver.finish()

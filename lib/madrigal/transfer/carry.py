@@ -102,16 +102,15 @@ def stream(
     if note:
         terms["note"] = note
     known = target.call("known", path=receive["path"], source=weight["source"], old=(old or {}).get("files"))
-    how, shown_path = known["how"], receive["path"]
-    if known["old"] and (older := _worth_comparing(origin, send["path"], weight, known["old"])):
+    if known["how"]:
+        log(_HOW[known["how"]].format(receive["path"]))
+    older = known["old"] and _worth_comparing(origin, send["path"], weight, known["old"])
+    if older:
         known["files"] = target.call("compare", files=older, noted=(old or {}).get("noted", {}))
-        how, shown_path = "old", " and ".join(sorted(set(older.values())))
-    if how:
-        log(_HOW[how].format(shown_path))
+        log(_HOW["old"].format(" and ".join(sorted(set(older.values())))))
     if known["files"]:
         terms["known"] = known["files"]
-    if how != "old":
-        receive = dict(receive, source=weight["source"])
+    receive = dict(receive, source=weight["source"])
     # here, because little data are not worth it
     from madrigal.transfer import plan, progress
 
@@ -120,7 +119,7 @@ def stream(
             plan.STREAM: lambda: _bring(origin, target, dict(send, terms=terms), receive, shown),
             plan.SEVERAL: lambda: _Lanes(origin, target, send, receive, terms, shown).run(),
         }
-        if how == "old":
+        if older:  # what is taken from there is taken in order
             return _told(workers[plan.STREAM]())
         # what one host gives another passes this machine only if it cannot do so directly
         from_ = "" if target.is_direct else origin.name
