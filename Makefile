@@ -1,9 +1,10 @@
 # make demo       one VM's whole life on two real SSH hosts, run by the driver executables
 # make test       units, actions, real hosts and guests, bats, linters, types: on all processors, four at most
 # make test-long  what takes longer: lives of VMs with every gesture on three hosts for every pair of drivers, crowds,
-#                 kills at every change, thousands of random trees of snapshots, more of running guests
+#                 kills at every change, thousands of random trees of snapshots, more of running guests, faults and
+#                 memory under large disks
 # make check      the conformance kit on our drivers, quickly; `make test-long` has it too
-# make thorough   what takes hours: connections cut, actions killed, full disks and damaged streams under large disks,
+# make thorough   what takes hours: faults at all points of all ways under large disks,
 #                 broken copies of our drivers that the conformance kit must catch, and all that it has
 # make lint       linters and types alone
 # make bench      what actions cost and how fast they move images; PART=throughput one part of it (benchmarks/run --help),

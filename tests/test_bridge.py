@@ -11,6 +11,7 @@ import errno
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Done, Hosts, check_stderr, eventually, run_action, start_action
-from dumps import REGTIME, dump
+from dumps import REGTIME, datastore_document, dump, front_end, vm_document
 from lxml import etree
 
 from madrigal.onhost.part import Nameless
@@ -531,6 +532,48 @@ def test_clone(origin: str, bridges: str, there: str, here: str, driver: str, at
         assert sorted({*at.everything()} - {*before}) == [str(copy)]
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["directly", "with room elsewhere", "converted", "not", "cut"])
+def test_a_large_clone_spares_the_front_end(at: Bridged, how: str) -> None:
+    """From bridge to bridge; or through the front-end, which writes nothing to its disk then."""
+    original = f"{at.base}/original"
+    for name in at.hosts.names:
+        at.hosts.run(name, ["mkdir", "-p", at.base, f"{at.hosts.datastores}/room"])
+    content = os.urandom(140 * MIB) + bytes(9 * MIB)
+    at.hosts.on("host01", original).write_bytes(content)
+    before = at.everything()
+    template = {"STAGING_DIR": f"{at.hosts.datastores}/room"} if how == "with room elsewhere" else {}
+    driver = "qcow2" if how == "converted" else "raw"
+    extra = {"SOURCE_BRIDGE_LIST": "host01"}
+    text = at.dump({"PATH": original, "FORMAT": "raw"}, "host02", template={**template, "DRIVER": driver}, extra=extra)
+    env = {**at.env, "MADRIGAL_DIRECT": "no" if how == "not" else ""}
+    if how == "cut":
+        with start_action("datastore/fs/clone", "42", env=env) as process:
+            assert process.stdin
+            process.stdin.write(text)
+            process.stdin.close()
+            part = at.hosts.on("host02", at.base)
+            assert eventually(lambda: sum(file.stat().st_blocks for file in part.glob(".*.part")) * 512 > 40 * MIB)
+            process.kill()
+        assert eventually(lambda: not at.hosts.workers("host02"))
+    with start_action("datastore/fs/clone", "42", env=env) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdin.write(text)
+        process.stdin.close()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        counted = dict(re.findall(rb"(\w+): (\d+)", Path(f"/proc/{process.pid}/io").read_bytes()))
+        said = process.stderr.read().decode()
+        assert process.stdout.read().decode() == f"{at.source()} {driver}\n", said
+    assert (int(counted[b"wchar"]) < 4 * MIB) == (how != "not") == ("streamed, directly)" in said), said
+    copy = at.image("host02")
+    if driver == "raw":
+        assert copy.read_bytes() == content and copy.stat().st_blocks * 512 < 145 * MIB
+    else:
+        qemu_img("compare", "-f", driver, "-F", "raw", copy, at.hosts.on("host01", original))
+    assert sorted({*at.everything()} ^ {*before}) == [str(copy)]
+    assert ("going on with" in said) == (how == "cut")
+
+
 def test_clone_of_what_is_not_there_leaves_nothing(at: Bridged) -> None:
     image = {"PATH": f"{at.base}/missing", "FORMAT": "raw"}
     for bridges, origin in (("host02", "host01"), ("host01", ""), ("", "host01"), ("", "")):
@@ -799,6 +842,50 @@ def test_a_host_mounts_once(at: Bridged) -> None:
     other = {**NFS, "NFS_AUTO_PATH": "/another"}
     message = at.fails(31, "nas-1.example:/another", "monitor", image, bridges=name, template=other)
     assert "nas-1.example:/export/a'b;c" in message
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="the fake sudo's mount needs root on the host")
+@pytest.mark.parametrize("driver", ["shared", "qcow2"])
+def test_a_host_mounts_what_a_disk_needs(driver: str, at: Bridged, tmp_path: Path) -> None:
+    """The datastores of the image and of the VM, if they want that; a disk never lies below where one should be."""
+    share = 'shift 6; mount -t tmpfs "$1" "$2" && cp -a "${1#*:}/." "$2/"'
+    path, asked = fake_sudo(at, share)
+    name = at.add("nfs", sshd=f"SetEnv HOME=/tmp PATH={path}:/usr/sbin:/sbin")
+    root = at.hosts.datastores
+    (at.files / "1").mkdir()
+    qemu_img("create", "-q", "-f", "qcow2", at.files / "1/image", "1M")
+    (at.files / "0").mkdir()
+    stores = [datastore_document(number, {**NFS, "NFS_AUTO_PATH": f"{at.files}/{number}"}) for number in (0, 1)]
+    disks = {number: {"FORMAT": "qcow2", "SOURCE": f"{root}/1/image"} for number in range(3)}
+    disks[1]["CLONE"] = "NO"
+
+    def run(action: str, disk: int, *documents: bytes) -> Done:
+        with front_end(tmp_path, vm_document(17, disks), *documents) as known:
+            argv = [f"tm/{driver}/{action}", f"fe:{root}/1/image", f"{name}:{root}/0/17/disk.{disk}", "17", "1"]
+            return run_action(*argv, env={**at.env, **known})
+
+    there = at.hosts.on(name, root)
+    done = run("clone", 0)  # nobody says that anything is to be mounted
+    assert done.status == 30 and asked() == [] and not list(there.rglob("disk*")), done
+    for action, disk in (("clone", 0), ("clone", 2), ("ln", 1)):
+        done = run(action, disk, *stores)
+        assert done.status == 0 and check_stderr(done, action) == "", done
+    mount = ["-n", "mount", "-t", "nfs", "-o", "defaults"]
+    assert asked() == [[*mount, f"nas-1.example:{at.files}/{n}", f"{root}/{n}"] for n in (1, 0)]
+    assert os.path.lexists(there / "0/17/disk.1") and (there / "0/.automounted").exists()
+    at.hosts.run(name, ["umount", f"{root}/0"])
+    assert os.listdir(there / "0") == [], "a disk lies on the host's own storage"
+
+    other = datastore_document(1, {**NFS, "NFS_AUTO_PATH": "/another"})
+    done = run("clone", 0, other)
+    assert (done.status, "is mounted at" in check_stderr(done, "clone")) == (31, True), done
+    fake_sudo(at, "echo 'mount.nfs: access denied by server' >&2; exit 32")
+    done = run("clone", 0, *stores)
+    assert (done.status, "access denied by server" in check_stderr(done, "clone")) == (1, True), done
+    done = run("clone", 0, datastore_document(0, {**NFS, "NFS_AUTO_HOST": "a;b"}))
+    assert (done.status, "NFS_AUTO_HOST" in check_stderr(done, "clone")) == (20, True), done
+    assert os.listdir(there / "0") == []
+    at.hosts.run(name, ["umount", f"{root}/1"])
 
 
 def test_a_mount_that_fails_is_said(at: Bridged) -> None:

@@ -491,6 +491,28 @@ def test_ps(madrigal: Command, hosts: Hosts, datastore: str, tmp_path: Path, slo
     assert madrigal("ps").split()[:3] == ["PID", "ACTION", "MAKES"] and madrigal.json("ps") == []
 
 
+def test_ps_removes_what_nobody_needs(madrigal: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MADRIGAL_RUN_DIR", str(tmp_path))
+    tmp_path.chmod(0o700)
+    old = {"a-b.relay": 2, "%ds%x.blocks": 800, "%ds%0%17.running": 30, "import-00ff": 30, "import-00ff.others": 30}
+    kept = {
+        "c-d.relay": 0.5,
+        "y.blocks": 600,
+        "z.running": 1,
+        "import-1": 1,
+        "h-1.lock": 9999,
+        "h-1.s": 9999,
+        "u": 9999,
+    }
+    for name, hours in {**old, **kept, "busy.running": 30}.items():
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - hours * 3600,) * 2)
+    with open(tmp_path / "busy.running") as action:
+        fcntl.flock(action, fcntl.LOCK_SH)
+        madrigal("ps")
+        assert set(os.listdir(tmp_path)) == {*kept, "busy.running"}
+
+
 def test_ps_from_another_process(
     madrigal: Command, hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

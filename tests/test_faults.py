@@ -1,5 +1,6 @@
 """What happens to disks when something goes wrong on their way: a connection is cut, the action is killed, a disk is
-full, a bit is wrong.  `make faults`, as it takes its time: a disk has 300 MiB.
+full, a bit is wrong.  A disk has 160 MiB, which is much; of the points where something happens, of which each is at
+random within its piece of the whole, `make test-long` takes every one with some way, `make thorough` the rest.
 
 After each there is the right content or one clear error, nothing half-written under a final name, and the next try
 succeeds and leaves nothing but what it should: no part, no lock, no process.
@@ -14,8 +15,9 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import (
@@ -36,11 +38,11 @@ from conftest import (
 )
 from dumps import front_end, vm_document
 
-pytestmark = pytest.mark.thorough
-
 MIB = 1 << 20
-DATA = 300 * MIB
+DATA = 160 * MIB
 HOLE = 40 * MIB
+ROOM = 500
+"""MiB that a machine has: for two disks, which a second try needs."""
 VM = 17
 POINTS = 20
 MARK = bytes(range(1, 33))
@@ -63,11 +65,16 @@ def same(one: Path, other: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def contents() -> Iterator[list[Path]]:
-    """What a disk may hold: two of them."""
+    """What a disk may hold: two of them, and one that is much the same as the second."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as directory:
-        paths = [Path(directory, name) for name in ("one", "other")]
-        for path in paths:
+        paths = [Path(directory, name) for name in ("one", "other", "near")]
+        for path in paths[:2]:
             make(path)
+        subprocess.run(["cp", *paths[1:]], check=True)
+        with open(paths[2], "r+b") as file:
+            for number in range(0, DATA // MIB, 10):
+                file.seek(number * MIB + MIB // 2)
+                file.write(os.urandom(MIB // 2))
         yield paths
 
 
@@ -127,10 +134,14 @@ class Way:
     """The hosts over whose links the data goes."""
     last: frozenset[str]
     """What is there in the end."""
+    sent = DATA
+    """Bytes that pass at least."""
+    direct = ""
+    """MADRIGAL_DIRECT."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        self.old, self.new = lab.contents
+        self.old, self.new = lab.contents[:2]
 
     def prepare(self) -> None:
         raise NotImplementedError
@@ -159,7 +170,16 @@ class Way:
 
     def run(self, **env: str) -> Done:
         with front_end(self.lab.work, self.lab.document) as asked:
-            return run_action(self.action, *self.argv(), env={**self.lab.env, **asked, **env})
+            return run_action(self.action, *self.argv(), env={**self._env(asked), **env})
+
+    @contextlib.contextmanager
+    def begun(self) -> Iterator[subprocess.Popen[bytes]]:
+        with front_end(self.lab.work, self.lab.document) as asked:
+            with start_action(self.action, *self.argv(), env=self._env(asked)) as process:
+                yield process
+
+    def _env(self, asked: dict[str, str]) -> dict[str, str]:
+        return {**self.lab.env, **asked, "MADRIGAL_DIRECT": self.direct}
 
     def argv(self) -> list[str]:
         return [*self.arguments(), str(VM), "0"]
@@ -189,8 +209,10 @@ class Clone(Way):
 
 
 class Mv(Way):
+    """Past the front-end."""
+
     action = "tm/ssh/mv"
-    linked = ("host01", "host02")
+    linked: tuple[str, ...] = ("host02",)
     last = frozenset({f"host02:0/{VM}/disk.0", f"host02:0/{VM}/deployment"})
 
     def prepare(self) -> None:
@@ -207,6 +229,11 @@ class Mv(Way):
             directory = self.on(host, self.lab.vm)
             assert same(self.new, directory / "disk.0"), host
             assert (directory / "deployment").read_text() == "small", host
+
+
+class Through(Mv):
+    linked = ("host01", "host02")
+    direct = "no"
 
 
 class Mvds(Way):
@@ -234,13 +261,33 @@ class Mvds(Way):
         assert os.readlink(self.on("host01", f"{self.lab.vm}/disk.0")) == f"{self.lab.images}/image"
 
 
-WAYS: dict[str, type[Way]] = {"clone": Clone, "mv": Mv, "mvds": Mvds}
+class Delta(Mvds):
+    """Where most is there already."""
+
+    sent = DATA // 20 * 3 // 5  # not where the disk has its hole
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__(lab)
+        self.old = lab.contents[2]
+
+
+WAYS: dict[str, type[Way]] = {"clone": Clone, "mv": Mv, "through": Through, "mvds": Mvds, "delta": Delta}
+
+
+def each(names: Sequence[str], points: Iterable[int]) -> Callable[[Any], Any]:
+    """Run a test for each way of NAMES at each of POINTS: at each of these one of the ways is for every day."""
+    found = []
+    for number, point in enumerate(points):
+        for name in names:
+            mark = pytest.mark.long if name == names[number % len(names)] else pytest.mark.thorough
+            found.append(pytest.param(name, point, marks=mark))
+    return pytest.mark.parametrize(("way", "point"), found, indirect=["way"])
 
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
-    """With room for two disks, which a second try needs; in memory: the disks of this machine are not on trial."""
-    yield from rig(where="/dev/shm" if os.path.isdir("/dev/shm") else "/tmp", size="900m")
+    """In memory: the disks of this machine are not on trial."""
+    yield from rig(where="/dev/shm" if os.path.isdir("/dev/shm") else "/tmp", size=f"{ROOM}m")
 
 
 @pytest.fixture
@@ -250,7 +297,7 @@ def lab(hosts: Hosts, contents: list[Path], tmp_path: Path) -> Iterator[Lab]:
     made.close()
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture
 def way(lab: Lab, request: pytest.FixtureRequest) -> Way:
     made = WAYS[str(request.param)](lab)
     made.prepare()
@@ -265,14 +312,14 @@ def somewhere(point: int, least: float, most: float) -> float:
 # -- cut -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("point", range(POINTS))
+@each([*WAYS], range(POINTS))
 def test_a_connection_is_cut(way: Way, point: int) -> None:
     with contextlib.ExitStack() as stack:
         links = [stack.enter_context(way.lab.hosts.link(name)) for name in way.linked]
-        at = int(somewhere(point, 0, DATA + MIB))
+        at = int(somewhere(point, 0, way.sent + MIB))
         links[point % len(links)].cut_after(at)
         done = way.run()
-        if at < DATA:
+        if at < way.sent:
             assert links[point % len(links)].count()["cuts"] == 1, at
         way.check(done)
         if done.status:
@@ -282,28 +329,27 @@ def test_a_connection_is_cut(way: Way, point: int) -> None:
 
 # -- kill ------------------------------------------------------------------------------------------------------
 
-_seconds: dict[str, float] = {}
+_seconds: dict[type[Way], float] = {}
 
 
 def seconds(way: Way) -> float:
     """How long it takes if nothing happens to it."""
-    if way.action not in _seconds:
+    if type(way) not in _seconds:
         began = time.monotonic()
         way.finish()
-        _seconds[way.action] = time.monotonic() - began
+        _seconds[type(way)] = time.monotonic() - began
         way.lab.clear()
         way.prepare()
-    return _seconds[way.action]
+    return _seconds[type(way)]
 
 
-@pytest.mark.parametrize("point", range(POINTS))
+@each([*WAYS], range(POINTS))
 def test_an_action_is_killed(way: Way, point: int) -> None:
     after = somewhere(point, 0, seconds(way))
-    with front_end(way.lab.work, way.lab.document) as asked:
-        with start_action(way.action, *way.argv(), env={**way.lab.env, **asked}) as process:
-            time.sleep(after)
-            process.kill()
-            process.communicate()
+    with way.begun() as process:
+        time.sleep(after)
+        process.kill()
+        process.communicate()
     way.whole()
     way.finish()
 
@@ -311,9 +357,9 @@ def test_an_action_is_killed(way: Way, point: int) -> None:
 # -- full ------------------------------------------------------------------------------------------------------
 
 
-def ballast(directory: Path, leave: int) -> Path:
+def ballast(directory: Path, leave: int, name: str = "ballast") -> Path:
     """A file that leaves no more than so many bytes of a file system free, which somebody else may be filling too."""
-    path = directory / "ballast"
+    path = directory / name
     with open(path, "wb") as file, contextlib.suppress(OSError):
         while free(directory) > leave:
             os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), 4 * MIB)
@@ -327,34 +373,38 @@ def free(directory: Path) -> int:
 
 def fill_when_begun(directory: Path, running: Callable[[], bool]) -> Path:
     """As ballast, when a fifth of a disk has arrived; what is left is too little for it."""
-
     before = free(directory)
     assert eventually(lambda: free(directory) < before - DATA // 5 or not running()) and running()
     return ballast(directory, 10 * MIB)
 
 
+def nearly_full(directory: Path) -> Path:
+    """As ballast, with just enough for a disk, so that the rest is filled before that is there."""
+    return ballast(directory, DATA + 8 * MIB, "before")
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-@pytest.mark.parametrize("name", ["clone", "mv"])
+@pytest.mark.parametrize("name", ["clone", "mv", "through"])
 def test_a_host_is_full(lab: Lab, name: str, when: str) -> None:
     way = WAYS[name](lab)
     way.prepare()
     place = lab.hosts.on("host01" if name == "clone" else "host02")
-    with front_end(lab.work, lab.document) as asked:
-        if when == "before":
-            filled = ballast(place, 50 * MIB)
-        with start_action(way.action, *way.argv(), env={**lab.env, **asked}) as process:
-            if when == "meanwhile":
-                filled = fill_when_begun(place, lambda: process.poll() is None)
-            stdout, stderr = process.communicate(timeout=60)
+    filled = [nearly_full(place) if when == "meanwhile" else ballast(place, 50 * MIB)]
+    with way.begun() as process:
+        if when == "meanwhile":
+            filled.append(fill_when_begun(place, lambda: process.poll() is None))
+        stdout, stderr = process.communicate(timeout=60)
     done = Done(process.returncode, stdout.decode(), stderr.decode())
     way.check(done)
     assert done.status == 12, done
-    filled.unlink()
+    for file in filled:
+        file.unlink()
     way.finish()
 
 
 FULL = """
-mount -t tmpfs -o size=900m tmpfs "$1" || exit 99
+mount -t tmpfs -o size="$ROOM"m tmpfs "$1" || exit 99
 user=$2; shift 2
 [ "$user" = 0 ] || unshare="unshare --user --map-user=$user --map-group=$user"
 echo mounted
@@ -373,6 +423,7 @@ class Full(Mvds):
         self._asked = front_end(lab.work, lab.document)
         self._files = lab.work / "out", lab.work / "err"
         env = {**lab.env, **self._asked.__enter__(), "OUT": str(self._files[0]), "ERR": str(self._files[1])}
+        env["ROOM"] = str(ROOM)
         env["PATH"] += ":/usr/sbin:/sbin"
         self.shell = subprocess.Popen(spaces + inner, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd="/")
         assert self._line() == "mounted"
@@ -403,21 +454,22 @@ class Full(Mvds):
         self._asked.__exit__(None, None, None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_the_front_end_is_full(lab: Lab, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     way = Full(lab)
     try:
         monkeypatch.setattr(lab, "images", way.images)  # as this machine sees it
         way.prepare()
-        if when == "before":
-            filled = ballast(way.images, 50 * MIB)
+        filled = [nearly_full(way.images) if when == "meanwhile" else ballast(way.images, 50 * MIB)]
         way.start()
         if when == "meanwhile":
-            filled = fill_when_begun(way.images, lambda: way.shell.poll() is None)
+            filled.append(fill_when_begun(way.images, lambda: way.shell.poll() is None))
         done = way.end()
         way.check(done)
         assert done.status == 12, done
-        filled.unlink()
+        for file in filled:
+            file.unlink()
         assert way.run().status == 0
         assert same(way.new, way.images / "image")
         assert os.listdir(way.images) == ["image"]
@@ -445,14 +497,20 @@ def damaged(way: Way, what: str) -> None:
     way.finish()
 
 
-@pytest.mark.parametrize("point", range(0, POINTS, 3))
+@each(["clone", "through", "mvds"], range(0, POINTS, 3))
 def test_a_bit_is_wrong(way: Way, point: int) -> None:
     """In what is sent after the first MiB, which has the program that is run on a host."""
-    back = way.action != Clone.action and (way.action == Mvds.action or point % 2)
+    back = isinstance(way, Mvds) or (isinstance(way, Mv) and point % 2)
     damaged(way, f"{'back' if back else 'forth'} {int(somewhere(point, MIB, DATA / 4))}")
 
 
-@pytest.mark.parametrize("distance", range(1, 25))
+DISTANCES = [
+    pytest.param(distance, marks=pytest.mark.thorough if distance % 4 else pytest.mark.long)
+    for distance in range(1, 25)
+]
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
 def test_a_bit_is_wrong_before_data(lab: Lab, distance: int) -> None:
     """Where a protocol says where the data belongs and how long it is."""
     way = Clone(lab)
@@ -463,6 +521,7 @@ def test_a_bit_is_wrong_before_data(lab: Lab, distance: int) -> None:
 # -- again -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changed", ["content", "size"])
 def test_the_source_changes_between_two_tries(lab: Lab, changed: str) -> None:
     way = Clone(lab)
@@ -482,7 +541,9 @@ def test_the_source_changes_between_two_tries(lab: Lab, changed: str) -> None:
         way.finish()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["cut", "kill"])
+@pytest.mark.parametrize("way", ["clone", "mv", "through", "mvds"], indirect=True)
 def test_a_retry_sends_only_what_is_missing(way: Way, how: str) -> None:
     """Both tries together send little more than the disk once: counted by the links, whatever the program says."""
     with contextlib.ExitStack() as stack:
@@ -492,13 +553,12 @@ def test_a_retry_sends_only_what_is_missing(way: Way, how: str) -> None:
             links[-1].cut_after(DATA * 2 // 3)
             assert way.run().status == 10
         else:
-            with front_end(way.lab.work, way.lab.document) as asked:
-                with start_action(way.action, *way.argv(), env={**way.lab.env, **asked}) as process:
-                    while sent < DATA * 2 // 3 and process.poll() is None:
-                        time.sleep(0.02)
-                        sent += _most(links[-1])
-                    process.send_signal(signal.SIGKILL)
-                    process.communicate()
+            with way.begun() as process:
+                while sent < DATA * 2 // 3 and process.poll() is None:
+                    time.sleep(0.01)
+                    sent += _most(links[-1])
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
         sent += _most(links[-1])
         way.whole()
         way.finish()

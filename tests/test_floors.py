@@ -21,10 +21,10 @@ FLOORS = {
     "__init__": 0,
     **dict.fromkeys(("errors", "messages", "location", "dump", "config", "defaults", "deadline", "scratch"), 0),
     **dict.fromkeys(("interpreter", "command", "onhost"), 0),
-    **dict.fromkeys(("host", "frontend", "author", "running"), 1),
+    **dict.fromkeys(("host", "frontend", "author", "running", "leftovers"), 1),
     **dict.fromkeys(("transfer", "disks", "snapshots", "iso", "inspector", "source", "storage"), 2),
     **dict.fromkeys(("migration", "monitoring"), 2),
-    **dict.fromkeys(("action", "tm", "datastore", "backup"), 3),
+    **dict.fromkeys(("action", "tm", "datastore", "backup", "nfs"), 3),
     **dict.fromkeys(("cli", "conformance", "embedded", "drivers", "__main__"), 4),
 }
 STANDARD = sys.stdlib_module_names

@@ -5,6 +5,7 @@ The VM has nothing to boot.  qemu writes to its disks when it is told to, as if 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import itertools
 import json
@@ -19,7 +20,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import RIGS, TREE, Done, Hosts, check_stderr, eventually, start_action
+from conftest import RIGS, TREE, Done, Hosts, check_stderr, eventually, run_action, start_action
 from dumps import front_end, vm_document
 
 from madrigal import dump, tm
@@ -699,6 +700,43 @@ def test_snapshot_by_a_worker_that_is_killed_at_once(cloud: Cloud) -> None:
     cloud.ok(MAKING, "tm/shared/snap_create_live", cloud.disk(), "0")
     cloud.ok(MAKING, "tm/shared/snap_create_live", cloud.disk(), "1")
     assert cloud.domain.files() == [2, 1, 0, -1] and cloud.blocks("disk.0", 2) == [1, 2]
+
+
+def premigrate(cloud: Cloud, driver: str, hypervisor: str = "kvm") -> Done:
+    told = base64.b64encode(document(3, hypervisor))
+    with cloud.front_end(3, hypervisor) as asked:
+        argv = [f"tm/{driver}/premigrate", HOST, "host01", cloud.path, "17", "0"]
+        return run_action(*argv, env={**cloud.lab.hosts.env, **asked}, input=told)
+
+
+@pytest.mark.parametrize("driver", ["ssh", "shared"])
+def test_a_vm_whose_names_lead_elsewhere_cannot_migrate(cloud: Cloud, driver: str) -> None:
+    """It was started by the link disk.0, which leads to another file since the first live snapshot."""
+    lab, there = cloud.lab, cloud.lab.hosts.on("host01", cloud.path)
+    assert premigrate(cloud, driver).status == 0
+    cloud.ok(MAKING, "tm/shared/snap_create_live", cloud.disk(), "0")
+    subprocess.run(["rm", "-rf", there.parent], check=True)
+    done = premigrate(cloud, driver)
+    assert done.status == 24, done
+    message = check_stderr(done, "premigrate")
+    assert (
+        f"one-17 cannot go to another host while it runs: libvirt knows the file {cloud.path}/disk.0.snap/0" in message
+    )
+    assert f"as {cloud.path}/disk.0, which leads to {cloud.path}/disk.0.snap/1 by now" in message
+    assert not there.parent.exists()  # nothing was prepared
+    # who starts it as today's front-end does has no such names
+    lab.virsh("destroy", "one-17")
+    cloud.domain = Domain(lab, "one-17", f"qcow2={cloud.path}/disk.0.snap/1", f"raw={cloud.path}/disk.1")
+    cloud.ok(MAKING, "tm/shared/snap_create_live", cloud.disk(), "1")
+    assert premigrate(cloud, driver).status == 0
+
+
+def test_a_libvirt_that_does_not_answer_stops_no_migration(cloud: Cloud) -> None:
+    """The hypervisor finds out itself; other hypervisors, and VMs without such disks, are not asked about."""
+    cloud.lab.when("dumpxml", "echo 'error: failed to connect' >&2; exit 1")
+    done = premigrate(cloud, "shared")
+    assert done.status == 0 and "WARN: premigrate: not known whether the disks can be opened" in done.stderr, done
+    assert premigrate(cloud, "shared", hypervisor="lxc").stderr == ""
 
 
 def test_disk_leads_to_what_the_guest_writes_again(cloud: Cloud) -> None:

@@ -693,3 +693,30 @@ def test_error_of_the_host_is_one_of_ours(machine: Machine, datastore: str) -> N
             session.call("hold", path="/proc/version/17", make="parents")
     assert caught.value.status in (30, 31), caught.value
     assert errno.errorcode  # the name of a class crossed, not a number
+
+
+# -- what nobody goes on with ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["mark", "begin"])
+def test_parts_that_nobody_goes_on_with_go_after_a_week(machine: Machine, datastore: str, by: str) -> None:
+    """Of actions that were interrupted and not done again; whoever works in a datastore sees to it."""
+    top = machine.files(datastore)
+    top.mkdir(parents=True)
+    names = (".17.stream12345678.part", ".disk.0.copy.part", ".18.gone.part", ".19.stream1.part", ".20.stream1.part")
+    kept = (".19.stream1.part", ".20.stream1.part", ".disk.part", "disk.0.copy.part", ".21.lock", "17")
+    for name in {*names, *kept}:
+        (top / name).mkdir(parents=True) if name[1:3] in ("17", "18") else (top / name).write_bytes(b"x")
+        if (top / name).is_dir():
+            (top / name / "disk.0").write_bytes(b"x")
+        if name != ".19.stream1.part":
+            os.utime(top / name, (time.time() - 8 * 24 * 3600,) * 2)
+    holder = machine.host.session()
+    with holder, machine.host.session() as session:
+        holder.call("hold", path=f"{datastore}/20")
+        if by == "mark":
+            session.call("mark", path=f"{datastore}/.monitor", text="ssh")
+        else:
+            session.call("image", do="begin", path=f"{datastore}/image")
+        found = set(os.listdir(top)) - {".monitor", ".image.lock", ".20.lock"}
+    assert found == set(kept)

@@ -8,6 +8,8 @@ import fcntl
 import os
 import random
 import shutil
+import struct
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import Hosts, eventually
 
-from madrigal import transfer
+from madrigal import snapshots, transfer
 from madrigal.errors import BadImage, ConfigError, DigestMismatch, MadrigalError
 from madrigal.host.local import LocalSession
 from madrigal.host.remote import RemoteSession
@@ -504,9 +506,9 @@ def test_what_an_image_had_is_noted_when_it_goes_out(
     described: list[int] = []
     describe = blocks.describe
 
-    def describing(fd: int, waiting: Callable[[], None]) -> dict[str, object]:
+    def describing(fd: int, waiting: Callable[[], None], block: int) -> dict[str, object]:
         described.append(fd)
-        return describe(fd, waiting)
+        return describe(fd, waiting, block)
 
     monkeypatch.setattr(blocks, "describe", describing)
     flow = Flow(monkeypatch, RemoteSession)
@@ -514,6 +516,165 @@ def test_what_an_image_had_is_noted_when_it_goes_out(
     assert (tmp_path / "image").read_bytes() == content and parts(tmp_path) == []
     # the blocks around the zeros are not noted: they are not read whole
     assert bool(described) == is_changed and flow.data < 6 * MIB
+
+
+def changed(path: Path, *offsets: int) -> bytes:
+    """Write something to PATH; returns what it has then."""
+    with open(path, "r+b") as file:
+        for offset in offsets:
+            file.seek(offset)
+            file.write(b"new")
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("how", ["plain", "a snapshot"])
+def test_a_saved_disk_is_made_of_what_it_was_made_of(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """cpds: the image from which the VM was deployed is still in the datastore."""
+    there = hosts.on("host01", datastore) / "17"
+    there.mkdir(parents=True)
+    base = written(tmp_path / "image", 32 * MIB)
+    saved = there / "disk.0"
+    if how == "a snapshot":
+        written(saved, MIB, seed=3)
+        saved = there / "disk.0.snap/2"
+        saved.parent.mkdir()
+    saved.write_bytes(base)
+    content = changed(saved, 0, 20 * MIB)
+    flow = Flow(monkeypatch, RemoteSession)
+    disk, new = Location("host01", f"{datastore}/17/disk.0"), Location("", str(tmp_path / "new"))
+    state = {**RAW, "snapshot": 2 if how == "a snapshot" else -1}
+    transfer.save(disk, new, state, made_of=str(tmp_path / "image"))
+    assert Path(new.path).read_bytes() == content and flow.data < 2 * MIB
+    assert (tmp_path / "image").read_bytes() == base and parts(tmp_path) == []
+
+
+@pytest.mark.parametrize("missing", ["", "/nowhere/image", "directory", "other"])
+def test_a_saved_disk_of_nothing_that_is_there(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    there = hosts.on("host01", datastore) / "17"
+    there.mkdir(parents=True)
+    content = written(there / "disk.0", 32 * MIB)
+    if missing == "directory":
+        missing = str(tmp_path)
+    elif missing == "other":
+        written(tmp_path / "other", 32 * MIB, seed=7)
+        missing = str(tmp_path / "other")
+    monkeypatch.setattr(blocks, "describe", None)  # nobody reads and digests what is not much the same
+    disk, new = Location("host01", f"{datastore}/17/disk.0"), Location("", str(tmp_path / "new"))
+    transfer.save(disk, new, RAW, made_of=missing)
+    assert Path(new.path).read_bytes() == content
+
+
+@pytest.mark.parametrize("what", ["disk", "chain"])
+def test_what_is_compared_with_an_older_copy_goes_on_too(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Neither what has arrived nor what is the same is sent again."""
+    image, disk = Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0")
+    state = {"format": "raw" if what == "disk" else "qcow2", "snapshot": -1, "image": ""}
+    written(tmp_path / "image", 64 * MIB)
+    if what == "chain":
+        os.rename(image.path, tmp_path / "raw")
+        convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(tmp_path / "raw"), image.path]
+        subprocess.run(convert, check=True)
+    transfer.copy_whole(image, disk, state, chain="" if what == "disk" else "path")
+    there = hosts.on("host01", f"{datastore}/17/disk.0")
+    top = there if what == "disk" else there.parent / "disk.0.snap/0"
+    size = top.stat().st_size
+    with open(top, "r+b") as file:
+        for offset in (*range(16 * MIB, 36 * MIB, 128 << 10), size - MIB):  # half of every second
+            file.seek(offset)
+            file.write(os.urandom(64 << 10))
+    content = top.read_bytes()
+    flow = Flow(monkeypatch, RemoteSession)
+    flow.stop_after(8 * MIB, lambda: cut(hosts, "host01"))
+    with pytest.raises(MadrigalError):
+        transfer.bring_back(disk, image, state)
+    first, flow.data = flow.data, 0
+    transfer.bring_back(disk, image, state)
+    assert Path(os.path.realpath(image.path)).read_bytes() == content
+    assert first >= 8 * MIB and flow.data < 6 * MIB, f"{first >> 20} MiB and then {flow.data >> 20} MiB"
+    assert [name for name in os.listdir(tmp_path) if name.endswith((".part", ".lock"))] == []
+
+
+def test_an_older_copy_that_changes_meanwhile(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was the same when it was compared may not be any more when it is copied."""
+    there = hosts.on("host01", datastore) / "17"
+    there.mkdir(parents=True)
+    written(there / "disk.0", 32 * MIB)
+    shutil.copy(there / "disk.0", tmp_path / "image")
+    changed(there / "disk.0", 30 * MIB)
+    flow = Flow(monkeypatch, RemoteSession)
+    flow.stop_after(0, lambda: changed(tmp_path / "image", 31 * MIB))
+    disk, new = Location("host01", f"{datastore}/17/disk.0"), Location("", str(tmp_path / "new"))
+    with pytest.raises(MadrigalError, match="image was changed while blocks were taken from it"):
+        transfer.save(disk, new, RAW, made_of=str(tmp_path / "image"))
+    assert sorted(os.listdir(tmp_path)) == ["image"]
+
+
+@pytest.mark.parametrize("what", ["clone", "ln"])
+@pytest.mark.parametrize("now", ["same", "changed", "locked"])
+def test_a_disk_that_is_made_again(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, now: str
+) -> None:
+    """When one of a VM's disks could not be brought, all are brought again; but not what is there already."""
+    content = written(tmp_path / "image", 32 * MIB)
+    image, disk = Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0")
+
+    def make() -> None:
+        if what == "clone":
+            transfer.copy(image, disk, ("raw", 40 * MIB), state=RAW)
+        else:
+            transfer.copy_whole(image, disk, RAW, ("raw", 40 * MIB))
+
+    make()
+    there = hosts.on("host01", f"{datastore}/17/disk.0")
+    if now == "changed":
+        content = changed(tmp_path / "image", 5 * MIB)
+        changed(there, 31 * MIB, 38 * MIB)
+    flow = Flow(monkeypatch, LocalSession)
+    with open(there, "r+b") as user:
+        if now == "locked":  # as qemu does it
+            fcntl.fcntl(user, 37, struct.pack("hhqqi", fcntl.F_WRLCK, 0, 100, 1, 0))  # F_OFD_SETLK
+        make()
+    assert there.read_bytes() == content + bytes(8 * MIB)
+    assert parts(there.parent) == [] and (flow.data > 24 * MIB) == (now == "locked")
+
+
+@pytest.mark.parametrize("names", ["path", "number"])
+def test_a_chain_comes_back_where_its_image_is(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str
+) -> None:
+    """What the image was is the first file of a disk that has snapshots, and every file has its older copy."""
+    image, disk = Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0")
+    state = {"format": "qcow2", "snapshot": -1, "image": ""}
+    written(tmp_path / "raw", 32 * MIB)
+    convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(tmp_path / "raw"), image.path]
+    subprocess.run(convert, check=True)
+    there = hosts.on("host01", f"{datastore}/17")
+    for snapshot in (0, 1):
+        transfer.copy_whole(image, disk, state, chain=names)
+        qemu_io(there, f"write -P {snapshot + 1} 3M 1M")
+        snapshots.create(disk, snapshot, chained=True)
+        qemu_io(there, f"write -P {snapshot + 1} 9M 64k")
+        flow = Flow(monkeypatch, RemoteSession)
+        transfer.bring_back(disk, image, state)
+        assert flow.data < 8 * MIB
+        shutil.rmtree(there)
+    top = os.path.realpath(f"{image.path}.snap/2")
+    for offset, value in (("3M", 2), ("9M", 2)):
+        subprocess.run(["qemu-io", "-r", "-f", "qcow2", "-c", f"read -P {value} {offset} 64k", top], check=True)
+
+
+def qemu_io(directory: Path, command: str) -> None:
+    top = os.path.join(directory, os.readlink(directory / "disk.0"))
+    done = subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, top], capture_output=True, text=True)
+    assert done.returncode == 0 and "rror" not in done.stdout + done.stderr, done
 
 
 def test_an_older_copy_that_is_a_small_one_is_not_looked_at(
@@ -583,7 +744,7 @@ def test_blocks_of_a_large_file_are_large(tmp_path: Path) -> None:
     assert [span for span in spans(tmp_path / "image", about) if not span[2]] == [(1 << 39, (1 << 39) + 4 * MIB, False)]
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(60))
 def test_any_file_is_made_of_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """What is sent besides an older copy, or what an interrupted run left, gives the new one."""
     chance = random.Random(seed)
@@ -591,7 +752,7 @@ def test_any_file_is_made_of_any_other(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(blocks, "_MOST", chance.choice([4, 1 << 18]))
     source = tmp_path / "new"
     pieces = chance.randrange(1, 12)
-    for path in (source, tmp_path / "old"):
+    for path in (source, tmp_path / "old", tmp_path / "left"):
         with open(path, "wb") as file:
             for number in range(pieces):
                 kind = chance.choice(["same", "same", "hole", "zeros", "other", "other"])
@@ -605,16 +766,17 @@ def test_any_file_is_made_of_any_other(tmp_path: Path, monkeypatch: pytest.Monke
     session, given = LocalSession(), LocalSession()
     with session:
         session.call("hold", path=str(tmp_path / "made"))
-        is_old = chance.random() < 0.5
-        if is_old:
-            old = {"path": str(tmp_path / "old"), "allocated": 0, "within": "", "noted": ""}
-        else:
-            old = None
-            shutil.copy(tmp_path / "old", tmp_path / ".made.streamxyz.part")
-        known = session.call("known", path=str(tmp_path / "made"), source="xyz", old=old)
-        assert known["how"] == ("old" if is_old else "part")
-        frames = given.send(str(source), terms={"known": known["files"]})
-        session.receive(frames, path=str(tmp_path / "made"), source="" if is_old else "xyz")
+        having = chance.choice(["old", "left", "old and left"])
+        if "left" in having:
+            subprocess.run(["cp", tmp_path / "left", tmp_path / ".made.streamxyz.part"], check=True)  # with its holes
+            os.truncate(tmp_path / ".made.streamxyz.part", chance.randrange((tmp_path / "left").stat().st_size + 1))
+            known = session.call("known", path=str(tmp_path / "made"), source="xyz")
+            assert known["how"] == "part"
+            files = known["files"]
+        if "old" in having:
+            files = session.call("compare", files={"": str(tmp_path / "old")}, noted={})
+        frames = given.send(str(source), terms={"known": files})
+        session.receive(frames, path=str(tmp_path / "made"), source="xyz")
     assert (tmp_path / "made").read_bytes() == source.read_bytes()
     assert parts(tmp_path) == []
 

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 
 from madrigal import action as action_layer
-from madrigal import messages
+from madrigal import messages, nfs
 from madrigal.errors import ConfigError, Forbidden, NotSupported, UsageError
 
 TYPE_CHECKING = False
@@ -216,7 +215,7 @@ class Request:
         goes by the id, and a host that is down makes the next be tried.  If the front-end is on the list it is taken:
         nothing has to be sent then.
         """
-        names, mount = self._bridges(), self._mount()
+        names, mount = self._bridges(), nfs.share(self.options)
         if self.action == "clone" and (both := [name for name in names if name in self._bridges_of_original()]):
             names = both
         with self._reach(names, "BRIDGE_LIST") as session:
@@ -254,23 +253,6 @@ class Request:
 
     def _bridges_of_original(self) -> list[str]:
         return _hosts(self.dump.root.text("SOURCE_BRIDGE_LIST"), "SOURCE_BRIDGE_LIST")
-
-    def _mount(self) -> tuple[str, str] | None:
-        """(`host:/path`, options) of what is to be mounted at BASE_PATH, None if nothing is."""
-        from madrigal.location import fix_dir_slashes
-
-        if not self.options.yes("NFS_AUTO_ENABLE"):
-            return None
-        names = ("NFS_AUTO_HOST", "NFS_AUTO_PATH", "NFS_AUTO_OPTS")
-        host, path, options = (self.options[name] for name in names)
-        for name, value, pattern, what in (
-            (names[0], host, r"[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\]", "the name or address of an NFS server"),
-            (names[1], path, r"/[^\x00-\x20\\\x7f]*", "an absolute path"),
-            (names[2], options, r"[A-Za-z0-9_][A-Za-z0-9_=.,:/@%+-]*", "mount options such as vers=4.2,soft"),
-        ):
-            if not re.fullmatch(pattern, value):
-                raise ConfigError(f"{name} is '{value[:80]}', expected {what}")
-        return f"{host}:{fix_dir_slashes(path)}", options
 
     def needs(self, path: str) -> str:
         """The text at PATH of the dump (`IMAGE/PATH`); raises UsageError if it is absent or empty."""

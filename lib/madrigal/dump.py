@@ -279,8 +279,9 @@ class VM(Element):
         """The driver of the hypervisor that has it last: kvm, qemu, lxc, ..."""
         return self.text("HISTORY_RECORDS/HISTORY[last()]/VM_MAD")
 
+    @property
+    def disks(self) -> list[Disk]:
+        return [Disk(disk._element) for disk in self.all("TEMPLATE/DISK")]
+
     def disk(self, disk_id: int) -> Disk | None:
-        for disk in self.all("TEMPLATE/DISK"):
-            if disk.int("DISK_ID") == disk_id:
-                return Disk(disk._element)
-        return None
+        return next((disk for disk in self.disks if disk.id == disk_id), None)

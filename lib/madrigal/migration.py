@@ -12,7 +12,7 @@ import re
 import sys
 
 from madrigal import command, deadline
-from madrigal.errors import ConfigError, MadrigalError
+from madrigal.errors import BadImage, ConfigError, MadrigalError, NotSupported
 from madrigal.host import Host
 from madrigal.location import Location
 from madrigal.messages import log, log_error
@@ -20,8 +20,25 @@ from madrigal.messages import log, log_error
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import Any
 
 _TAGGED = re.compile(r"(ERROR|INFO|WARN|DEBUG):\s+(.*)\Z")
+
+
+def check(origin: str, guest: dict[str, Any] | None) -> None:
+    """Raise NotSupported if the GUEST on the host ORIGIN has snapshots that another host could not open.
+
+    Where libvirt does not tell, that is logged: the hypervisor will find out.
+    """
+    if guest is None:
+        return
+    with Host(origin).session() as session:
+        try:
+            session.call("check_names", guest=guest)
+        except (NotSupported, BadImage):
+            raise
+        except MadrigalError as error:
+            log(f"not known whether the disks can be opened by their names elsewhere: {error}", "WARN")
 
 
 def make_room(target: Location, source: Location, monitor: str) -> None:

@@ -119,6 +119,16 @@ class VM:
             return Location(disk.host, image.path)
         return Location(disk.host, f"{os.path.dirname(os.path.dirname(disk.dir))}/{datastore}/{name}")
 
+    def mount_datastores(self, disk: Location) -> None:
+        """Have the machine of DISK mount the datastores of the disk and of its image, where they want that (nfs.py)."""
+        system, root = os.path.basename(os.path.dirname(disk.dir)), os.path.dirname(os.path.dirname(disk.dir))
+        if self.ds_id is None:
+            return
+        from madrigal import nfs
+        from madrigal.host import Host
+
+        nfs.mount(Host(disk.host), root, [self.ds_id, *([int(system)] if system.isdigit() else [])])
+
     def before(self, origin: str, target: Location) -> Location:
         """Where on the host ORIGIN the directory of the VM is, or was, that comes to TARGET.
 
@@ -172,6 +182,12 @@ class VM:
         image = "" if source.is_url or not source.path else self.on_host(source, disk).path
         return {"format": known.format, "snapshot": snapshot, "image": image}
 
+    def source(self, disk: Location) -> str:
+        """Where the image datastore has what DISK was made of, "" if the front-end does not say."""
+        known = self.disk(disk)
+        source = Location.of_image(known.text("SOURCE")) if known else None
+        return "" if source is None or source.is_url else source.path
+
     def linked_image(self, disk: Location) -> Location | None:
         """The image that DISK should be a link to, on shared storage; None for a copy and for a chain.
 
@@ -201,9 +217,16 @@ class VM:
         {"uri": libvirt's, "domain": what the VM is called there, "timeout": seconds for one command of virsh}, from
         kvmrc (docs/contract.md, "Disks of a running VM").  Raises NotSupported for another hypervisor.
         """
+        return self._guest() if surely or self.runs else None
+
+    def migrating(self) -> Guest | None:
+        """Who runs the VM that is about to go elsewhere, if a disk of it can have files that name one another."""
         known = self.info()
-        if not surely and not self.runs:
-            return None
+        has_chains = any(disk.format == "qcow2" for disk in known.disks)
+        return self._guest() if has_chains and known.hypervisor in ("kvm", "qemu") and known.deploy_id else None
+
+    def _guest(self) -> Guest:
+        known = self.info()
         if known.hypervisor not in ("kvm", "qemu"):
             name = known.hypervisor or "no hypervisor that the front-end names"
             raise NotSupported(f"VM {self.id} is run by {name}: disks of a running VM can be worked on under kvm alone")

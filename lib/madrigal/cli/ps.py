@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from madrigal import leftovers
 from madrigal.cli.settings import Command, Settings, pass_settings
 from madrigal.transfer import progress
 
@@ -13,8 +14,10 @@ from madrigal.transfer import progress
 def ps(settings: Settings) -> None:
     """List this user's large transfers on this machine, of whatever has started them.
 
-    A transfer between two other hosts is listed where the action runs, which is here.
+    A transfer between two other hosts is listed where the action runs, which is here.  What killed actions have left in
+    the run directory, and is old, goes.
     """
+    leftovers.tidy()
     reports = progress.running()
     rows = [
         (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from madrigal import config, deadline
+from madrigal import config, deadline, leftovers
 from madrigal.errors import ConfigError, HostUnreachable, MadrigalError, MissingProgram
 from madrigal.host.channel import failure
 from madrigal.host.remote import COMMAND, RemoteSession
@@ -81,6 +81,7 @@ class DirectSession(RemoteSession):
         except MadrigalError as error:
             log(_INSTEAD.format(self._origin.name, self.name, error))
             if not getattr(error, "crowded", False):
+                leftovers.tidy()
                 with open(_memory(self._origin.name, self.name), "w", encoding="utf-8") as file:
                     file.write(str(error))
             return False

@@ -19,6 +19,7 @@ _BLOCK = 64 << 10
 _MOST = 1 << 18  # blocks of a file; of a larger one they are larger, so that no list of digests grows beyond 4 MiB
 _NOTHING = bytes(SIZE)  # in the place of a digest: a hole
 _SAME, _BARE, _OTHER = range(3)
+_SAMPLES = 64
 _UNKNOWN = b"\xff" * SIZE  # of which nobody has asked
 
 
@@ -57,22 +58,23 @@ def _text(digests: bytearray) -> str:
     return binascii.b2a_base64(digests, newline=False).decode()
 
 
-def _block_of(size: int) -> int:
+def block_of(size: int) -> int:
+    """The bytes of a block where there are SIZE in all."""
     block = _BLOCK
     while size > block * _MOST:
         block *= 2
     return block
 
 
-def describe(fd: int, waiting: "Callable[[], None]") -> "Dict[str, Any]":
+def describe(fd: int, waiting: "Callable[[], None]", block: int = 0) -> "Dict[str, Any]":
     """{"block": bytes of one, "kind": of digest, "digests": of all blocks of the file FD that are no holes, in base64}.
 
-    WAITING is called between blocks and may raise.
+    WAITING is called between blocks and may raise.  BLOCK: as block_of() has it for several files together.
     """
     from madrigal.onhost import stream
 
     size, kind = os.fstat(fd).st_size, strong()
-    block = _block_of(size)
+    block = block or block_of(size)
     digests = bytearray(-(-size // block) * SIZE)
     reader, done = Reader(fd), 0
     for offset, length in stream.extents(fd, 0, size):
@@ -89,8 +91,8 @@ class Notes:
 
     def __init__(self, fd: int, where: str) -> None:
         self._fd, self._where = fd, where
-        self._about, size = _identity(fd), os.fstat(fd).st_size
-        self._kind, self._block = strong(), _block_of(size)
+        self._about, size = identity(fd), os.fstat(fd).st_size
+        self._kind, self._block = strong(), block_of(size)
         self._digests = bytearray(-(-size // self._block) * SIZE)
         self._size, self._at, self._made = size, 0, _new(self._kind)
 
@@ -109,7 +111,7 @@ class Notes:
 
     def keep(self) -> None:
         """The file was read to its end; nothing is kept if it was changed meanwhile."""
-        if _identity(self._fd) != self._about:
+        if identity(self._fd) != self._about:
             return
         import json
 
@@ -130,26 +132,78 @@ def noted(fd: int, where: str) -> "Optional[Dict[str, Any]]":
             kept = json.load(file)
     except (OSError, ValueError):
         return None
-    return dict(kept["described"]) if kept["of"] == _identity(fd) else None
+    return dict(kept["described"]) if kept["of"] == identity(fd) else None
 
 
-def _identity(fd: int) -> "List[int]":
+def identity(fd: int) -> "List[int]":
+    """Another when the file FD has been changed, or is another one."""
     found = os.fstat(fd)
     return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
 
 
-def describe_all(top: str, waiting: "Callable[[], None]") -> "Dict[str, Any]":
+def describe_all(top: str, waiting: "Callable[[], None]", block: int = 0) -> "Dict[str, Any]":
     """describe() of the file TOP ("") or of all files in the directory TOP, by path; {} if it is not there."""
     found = {}
     paths = [os.path.join(base, name) for base, _, names in os.walk(top) for name in names] or [top]
+    paths = [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
+    block = block or block_of(sum(os.path.getsize(path) for path in paths))
     for path in paths:
-        if os.path.isfile(path) and not os.path.islink(path):
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                found["" if path == top else os.path.relpath(path, top)] = describe(fd, waiting)
-            finally:
-                os.close(fd)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found["" if path == top else os.path.relpath(path, top)] = describe(fd, waiting, block)
+        finally:
+            os.close(fd)
     return found
+
+
+def sample(path: str, size: int = 0) -> "Dict[str, Any]":
+    """{"path", "size", "allocated", "blocks": checks of some blocks evenly over SIZE bytes} of the file PATH.
+
+    SIZE 0 is its own.  The check of zeros, and of what is beyond the end, is 0.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found, reader, checks = os.fstat(fd), Reader(fd), []
+        size = size or found.st_size
+        for start in range(0, size, max(size // _SAMPLES // _BLOCK, 1) * _BLOCK):
+            data = reader.read(start, min(_BLOCK, size - start))
+            checks.append(zlib.crc32(data) if bytes(data).strip(b"\0") else 0)
+    finally:
+        os.close(fd)
+    return {"path": path, "size": found.st_size, "allocated": found.st_blocks * 512, "blocks": checks}
+
+
+def alike(ours: "List[int]", theirs: "List[int]") -> float:
+    """Which share of what we have is the same there, by the checks of sample()."""
+    same = [mine == other for mine, other in zip(ours, theirs) if mine]  # noqa: B905
+    return sum(same) / len(same) if same else 0.0
+
+
+class Lacking:
+    """The blocks that a file, as describe() has it, does not have, where there is another file to take them from."""
+
+    def __init__(self, described: "Dict[str, Any]") -> None:
+        self._block: int = described["block"]
+        self._kind = described["kind"]
+        self._digests = binascii.a2b_base64(described["digests"])
+
+    def filled_with(self, described: "Dict[str, Any]") -> "Dict[str, Any]":
+        """What describe() would say if they were taken from a file that is DESCRIBED, in blocks of the same size."""
+        others = bytearray(binascii.a2b_base64(described["digests"]))
+        others.extend(bytes(max(len(self._digests) - len(others), 0)))
+        for start in range(0, len(self._digests), SIZE):
+            if self._digests[start : start + SIZE] != _NOTHING:
+                others[start : start + SIZE] = self._digests[start : start + SIZE]
+        return {"block": self._block, "kind": self._kind, "digests": _text(others)}
+
+    def within(self, start: int, end: int) -> "Iterator[Tuple[int, int]]":
+        """(from, to) of what is in such blocks between START and END."""
+        while start < end:
+            number = start // self._block
+            stop = min((number + 1) * self._block, end)
+            if (self._digests[number * SIZE : (number + 1) * SIZE] or _NOTHING) == _NOTHING:
+                yield start, stop
+            start = stop
 
 
 class Known:

@@ -93,6 +93,18 @@ class Guest:
         """The files of a disk's chain, without links in their paths, the one that is written first; [] if not files."""
         return [layer.path for layer in _layers(device, self._disks()[device])]
 
+    def check_names(self) -> None:
+        """Raise NotSupported if another libvirt could not open a disk by the names that this one knows."""
+        for device, disk in self._disks().items():
+            for layer in _layers(device, disk)[1:]:
+                if not layer.is_named_well():
+                    text = (
+                        "{} cannot go to another host while it runs: libvirt knows the file {} of {} as {}, which "
+                        "leads to {} by now; power the VM off to move it, or to start it by what the link leads to"
+                    )
+                    now = os.path.realpath(layer.name)
+                    raise NotSupported(text.format(self._domain, layer.path, device, layer.name, now))
+
     def _disks(self) -> "Dict[str, Element]":
         from xml.etree import ElementTree
 

@@ -1,8 +1,9 @@
 """Who may change an object of this machine: its locks, what is taken back on failure, and removing."""
 
 import os
+import time
 
-from madrigal.errors import InUse, NotFound
+from madrigal.errors import InUse, MadrigalError, NotFound
 from madrigal.onhost import part
 from madrigal.onhost.lock import Lock, lock_path
 from madrigal.onhost.undo import Undo
@@ -10,6 +11,10 @@ from madrigal.onhost.undo import Undo
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Dict, List, Optional, Sequence
+
+
+_ABANDONED = 7 * 24 * 3600
+"""Seconds after which nobody goes on with a part any more."""
 
 
 class Holding:
@@ -120,6 +125,27 @@ class Holding:
                 part.remove_parts(fd, name)
             finally:
                 os.close(fd)
+
+    def sweep(self, directory: str) -> None:
+        """Remove the parts in DIRECTORY that nobody has touched for a week: of actions that were not done again."""
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for entry in filter(part.is_part, os.listdir(fd)):
+                try:
+                    if os.lstat(entry, dir_fd=fd).st_mtime < time.time() - _ABANDONED:
+                        self._sweep(fd, os.path.join(directory, entry[1:].rsplit(".", 2)[0]), entry)
+                except (OSError, MadrigalError):
+                    pass  # somebody works on it, or it is another user's: the action has its own work
+        finally:
+            os.close(fd)
+
+    def _sweep(self, fd: int, path: str, entry: str) -> None:
+        lock = Lock(path)
+        lock.acquire(0, self._waiting)
+        try:
+            part.remove(fd, entry)
+        finally:
+            lock.release()
 
     def _remove(self, path: str) -> bool:
         directory, name = os.path.split(path)

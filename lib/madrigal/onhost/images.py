@@ -74,8 +74,12 @@ class Images:
         raise MadrigalError(text)
 
     def begin(self, path: str) -> "Optional[Dict[str, Any]]":
-        """Hold the image PATH, which is to be made; None, or if it is there already what peek() says."""
+        """Hold the image PATH, which is to be made; None, or if it is there already what peek() says.
+
+        Parts of others that are old go.
+        """
         self._session.hold(path, make="parents")
+        self._session.sweep(os.path.dirname(path))
         return self.peek(path) if os.path.lexists(path) else None
 
     def peek(self, path: str) -> "Dict[str, Any]":

@@ -2,14 +2,17 @@
 
 import os
 
+from madrigal.errors import MadrigalError
 from madrigal.onhost import part
 from madrigal.onhost.holding import Holding
+from madrigal.onhost.lock import locked_in
 from madrigal.onhost.part import Part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+    from typing import Any, Dict, Iterator, List, Optional, Union
 
+    from madrigal.onhost.blocks import Lacking
     from madrigal.onhost.device import Device
     from madrigal.onhost.direct import Direct
     from madrigal.onhost.guest import Guest
@@ -25,8 +28,14 @@ class Passing(Holding):
     """What was received and has no name yet."""
 
     _direct: "Optional[Direct]" = None
-    _basis: "Optional[Tuple[str, int]]" = None
-    """Which file of what is received next has something in common with which open one."""
+    _basis: "Optional[Dict[str, int]]" = None
+    """Which files of what is received next have something in common with which open ones, by path in the stream."""
+
+    _compared: "Dict[int, List[int]]" = {}
+    """What those were when they were compared (blocks.identity)."""
+
+    _lacking: "Dict[str, Lacking]" = {}
+    """Which blocks of those files an interrupted run has not brought."""
 
     _begun: "Optional[Part]" = None
     """What an interrupted run has left of what is received next."""
@@ -73,21 +82,15 @@ class Passing(Holding):
         args = described["uri"], described["domain"], described["timeout"]
         return Guest(*args, stall=self._timeouts["work"], waiting=self._waiting)
 
-    def known(self, path: str, source: str, old: "Optional[Dict[str, Any]]" = None) -> "Dict[str, Any]":
-        """{"files": what receive() can make PATH of besides what it is sent, as blocks.describe() has it, by path,
-        "how": old, part, stale (there is a part of something else) or nothing}.
+    def known(self, path: str, source: str, old: "Optional[Dict[str, List[str]]]" = None) -> "Dict[str, Any]":
+        """What receive() could make PATH of besides what it is sent.  The caller holds PATH.
 
-        That is a file which is much the same, OLD = {"path", "allocated": bytes it has at least, "within": which one of
-        the stream it is, "noted": where blocks.Notes may have kept its digests}; or what an interrupted run has left of
-        the same SOURCE.  The caller holds PATH.
+        {"files": blocks.describe() of what an interrupted run has left of the same SOURCE, by path, "how": part, stale
+        (there is a part of something else) or nothing, "old": blocks.sample() of the first file that is there of each
+        list in OLD: by path within the stream, where an older copy of it may be}
         """
         from madrigal.onhost import blocks
 
-        if old and os.path.isfile(old["path"]) and os.stat(old["path"]).st_blocks * 512 >= old["allocated"]:
-            fd = os.open(old["path"], os.O_RDONLY | os.O_CLOEXEC)
-            self._basis = old["within"], fd
-            described = blocks.noted(fd, old["noted"]) or blocks.describe(fd, self._waiting)
-            return {"files": {old["within"]: described}, "how": "old"}
         directory, name = os.path.split(path)
         tag = "stream" + source
         own = part.part_name(name, tag)
@@ -97,11 +100,45 @@ class Passing(Holding):
             begun = Part(self._undo, directory, name, tag, is_dir, stays=True, resume=True)
             if begun.is_resumed:
                 self._begun = begun
-                return {"files": blocks.describe_all(begun.path, self._waiting), "how": "part"}
-            begun.discard()
+            else:
+                begun.discard()
         prefix = part.part_name(name, "stream")[: -len(".part")]
         is_stale = any(entry.startswith(prefix) for entry in os.listdir(directory))
-        return {"files": {}, "how": "stale" if is_stale else ""}
+        firsts = {within: next(filter(os.path.isfile, paths), "") for within, paths in (old or {}).items()}
+        # what a process has locked changes while it is compared
+        sampled = {within: blocks.sample(file) for within, file in firsts.items() if file and not locked_in(file)}
+        if self._begun:
+            return {"files": blocks.describe_all(self._begun.path, self._waiting), "how": "part", "old": sampled}
+        return {"files": {}, "how": "stale" if is_stale else "", "old": sampled}
+
+    def sample(self, files: "Dict[str, List[Any]]") -> "Dict[str, Any]":
+        """blocks.sample() of those of FILES, [path, size] by name, that are regular files."""
+        from madrigal.onhost import blocks
+
+        return {name: blocks.sample(*about) for name, about in files.items() if os.path.isfile(about[0])}
+
+    def compare(self, files: "Dict[str, str]", noted: "Dict[str, str]") -> "Dict[str, Any]":
+        """Let receive() make what it gets next of FILES too, paths of older copies by path within the stream.
+
+        Returns blocks.describe() of each, and of what an interrupted run has left: of a file that both have, of what is
+        in the one where the other has nothing.  NOTED: where blocks.Notes may have kept the digests of a path.
+        """
+        from madrigal.onhost import blocks
+
+        block, found, self._lacking = blocks.block_of(sum(map(os.path.getsize, files.values()))), {}, {}
+        if self._begun:
+            found = blocks.describe_all(self._begun.path, self._waiting, block)
+        self._basis = {within: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for within, path in files.items()}
+        self._compared = {fd: blocks.identity(fd) for fd in self._basis.values()}
+        for within, fd in self._basis.items():
+            described = blocks.noted(fd, noted.get(files[within], ""))
+            if described is None or (found and described["block"] != block):
+                described = blocks.describe(fd, self._waiting, block)
+            if within in found:
+                self._lacking[within] = blocks.Lacking(found[within])
+                described = self._lacking[within].filled_with(described)
+            found[within] = described
+        return found
 
     def limit(self, rate: int) -> None:
         """Let what is sent and copied from now on have RATE bytes a second at most."""
@@ -180,12 +217,12 @@ class Passing(Holding):
         directory, name = os.path.split(path)
         (basis, begun), self._basis, self._begun = (self._basis, self._begun), None, None
         into = self._device(path, device) if device is not None else None
-        receiver = Receiver(self._undo, directory, name, source, staging or "", basis, begun, into)
+        receiver = Receiver(self._undo, directory, name, source, staging or "", basis, begun, into, self._lacking)
         for frame in frames:
             receiver.take(*frame)
         made = receiver.finish()
-        if basis:
-            os.close(basis[1])
+        for fd in (basis or {}).values():
+            self._end_comparing(fd)
         if into:
             into.publish()
         elif settle and isinstance(made, Part):
@@ -195,6 +232,14 @@ class Passing(Holding):
         elif isinstance(made, Part):
             self.publish(made, grow, receiver.about["mode"] if keep_mode else None, chain, preallocate)
         return receiver.bytes
+
+    def _end_comparing(self, fd: int) -> None:
+        from madrigal.onhost import blocks
+
+        if blocks.identity(fd) != self._compared[fd]:
+            text = "{} was changed while blocks were taken from it; try again when nobody uses it"
+            raise MadrigalError(text.format(os.readlink("/proc/self/fd/{}".format(fd))))
+        os.close(fd)
 
     def _within(self, frames: "Iterator[Frame]") -> "Iterator[Frame]":
         """FRAMES that leave no machine: nobody else says meanwhile that we live."""

@@ -10,8 +10,9 @@ from madrigal.onhost.part import Nameless, Part, left, share, sync
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+    from typing import Any, Callable, Dict, List, Optional, Union
 
+    from madrigal.onhost.blocks import Lacking
     from madrigal.onhost.device import Device
     from madrigal.onhost.stream import Payload
     from madrigal.onhost.undo import Undo
@@ -25,9 +26,9 @@ class Receiver:
     """Writes the frames of one object: `take` gets them, `finish` gives the part.
 
     SOURCE: what the data are of, if the part is to stay when this is interrupted; BEGUN: the part of the same that is
-    gone on with.  STAGING: a file is made without a name in that directory.  BASIS: (path within the
-    stream, open file); of that path the frames have only what is not the same in the file.  DEVICE: a file is written
-    there.
+    gone on with.  STAGING: a file is made without a name in that directory.  BASIS: open files by
+    path within the stream; of such a path the frames have only what is not the same in the file, or, of a file that is
+    in BEGUN, in what is LACKING there.  DEVICE: a file is written there.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class Receiver:
         name: str,
         source: str = "",
         staging: str = "",
-        basis: "Optional[Tuple[str, int]]" = None,
+        basis: "Optional[Dict[str, int]]" = None,
         begun: "Optional[Part]" = None,
         device: "Optional[Device]" = None,
+        lacking: "Optional[Dict[str, Lacking]]" = None,
     ) -> None:
         self._undo, self._directory, self._name, self._device = undo, directory, name, device
-        self._source, self._staging, self._basis, self._begun = source, staging, basis, begun
+        self._lacking = lacking or {}
+        self._source, self._staging, self._basis, self._begun = source, staging, basis or {}, begun
         self.part: "Optional[Union[Part, Nameless, Device]]" = None
         self.about: "Dict[str, Any]" = {}
         self.bytes = 0
@@ -121,11 +124,14 @@ class Receiver:
 
     def _begin_file(self, fd: int, about: "Dict[str, Any]", there: bool) -> None:
         fill, zero = None, write_zeros if there else None
-        if self._basis and self._basis[0] == about["path"]:
-            if copy.clone(self._basis[1], fd):
+        old = self._basis.get(about["path"])
+        if old is not None:
+            if about["path"] in self._lacking:
+                fill = _filling(self._lacking[about["path"]], copy.Filler(old, fd).fill)
+            elif copy.clone(old, fd):
                 zero = write_zeros
             else:
-                fill = copy.Filler(self._basis[1], fd).fill
+                fill = copy.Filler(old, fd).fill
         self._file = File(fd, about, about["path"] or self._name, fill, zero)
 
     def finish(self) -> "Union[Part, Nameless, Device]":
@@ -151,6 +157,16 @@ class Receiver:
                 os.chmod(base + path, about["mode"])
             os.utime(base + path, ns=(about["mtime"], about["mtime"]))
         return self.part
+
+
+def _filling(lacking: "Lacking", fill: "Fill") -> "Fill":
+    """FILL, of blocks that are LACKING alone."""
+
+    def filling(start: int, end: int) -> None:
+        for span in lacking.within(start, end):
+            fill(*span)
+
+    return filling
 
 
 class Lane:

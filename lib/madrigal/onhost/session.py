@@ -32,16 +32,23 @@ class Session(Passing):
         return stream.measure(path)
 
     def weigh(self, path: str, state: "Dict[str, Any]", whole: bool = False) -> "Dict[str, Any]":
-        """{"allocated": bytes of the disk or image PATH with its snapshots, "source": as measure() has it, "is_plain"}.
+        """{"allocated": bytes of the disk or image PATH with its snapshots, "source": as measure() has it, "is_plain"
+        (whether it can be sent as it lies there), "files": which lie like what is sent, by path within the stream}.
 
-        The last says whether it can be sent as it lies there.  Raises NotFound or BadImage if it has no such STATE
-        (onhost/layout.py); WHOLE: all of it is wanted.
+        Raises NotFound or BadImage if it has no such STATE (onhost/layout.py); WHOLE: all of it is wanted.
         """
         from madrigal.onhost import layout
 
-        lies_on_others = not whole and layout.state(path, state)[1]
+        place, files = layout.Place(path, state["format"]), {}
+        weight = place.weight()
+        if whole:
+            files = {name: what for kind, name, what in place.contents() if kind == "file"}
+            return dict(weight, is_plain=not state.get("guest"), files=files)
+        top, lies_on_others = layout.state(path, state)
         is_plain = not lies_on_others and not state.get("guest")
-        return dict(layout.Place(path, state["format"]).weight(), is_plain=is_plain)
+        if is_plain or state["format"] == "raw":  # qemu has an order of its own in what else it makes
+            files[""] = top
+        return dict(weight, is_plain=is_plain, files=files)
 
     def survey(self, path: str, beside: str = "") -> "Dict[str, Any]":
         """What is known of PATH (onhost/survey.py), and `reflinks`, whether it and BESIDE can share blocks."""
@@ -76,6 +83,10 @@ class Session(Passing):
         used = locked_in(path)
         if used:
             raise InUse("{} is in use: a process has locked {}".format(path, used))
+
+    def check_names(self, guest: "Dict[str, Any]") -> None:
+        """Raise NotSupported if the GUEST cannot go to another host while it runs (onhost/guest.py)."""
+        self._guest(guest).check_names()
 
     def offer(self, path: str, probe: str) -> "Optional[Dict[str, Any]]":
         """Hold PATH and show a file named PROBE in it, to find out who else sees it; what measure() says of it.
@@ -311,8 +322,9 @@ class Session(Passing):
     def mark(self, path: str, text: str) -> None:
         """Say in PATH, a datastore's `.monitor`, how the host is to monitor it; "" is for not at all.
 
-        No failure takes it back: it says what the driver is, and other VMs may be there.
+        No failure takes it back: it says what the driver is, and other VMs may be there.  Parts that are old go.
         """
+        self.sweep(os.path.dirname(path))
         try:
             with open(path) as file:
                 known = file.read().strip()

@@ -6,13 +6,14 @@ drivers keep beside it, `.export` what was made for a marketplace, and they are 
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from madrigal.messages import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
     from madrigal.inspector import Found
@@ -163,26 +164,66 @@ class Store:
 
         GIVEN: a session on the machine that has ORIGINAL, if this one does not.
         """
-        wanted = driver if format in _CONVERTED and driver in _CONVERTED else format
+        wanted, way = driver if format in _CONVERTED and driver in _CONVERTED else format, ""
         if given is None:
             about = {"source": original, "format": format, "driver": wanted, "allocate": self._allocate}
             self._last("clone", path=path, **about)
         elif self._session.call("image", do="begin", path=path) is None:
-            self._receive(original, format, path, wanted, given)
-        log(f"cloned {original} to {self._shown(path)}")
+            way = f" ({self._receive(original, format, path, wanted, given)})"
+        log(f"cloned {original} to {self._shown(path)}{way}")
         return wanted
 
-    def _receive(self, original: str, format: str, path: str, wanted: str, given: AnySession) -> None:
+    def _receive(self, original: str, format: str, path: str, wanted: str, given: AnySession) -> str:
+        """Bring it here from the machine of GIVEN; returns how."""
         from madrigal.transfer import carry
 
-        state = {"format": format, "snapshot": -1, "image": "", "hold": original}
-        allocated = given.call("weigh", path=original, state=state)["allocated"]
-        if allocated >= carry.BULK:
+        send = {"path": original, "state": {"format": format, "snapshot": -1, "image": "", "hold": original}}
+        weight = given.call("weigh", **send)
+
+        def bring() -> str:
+            carry.limit(given)
+            receive = {"path": path, "staging": self._staging if self._session.name else ""}
+            if receive["staging"]:
+                weight["is_plain"] = False  # what has no name can be written by one connection alone
+            way = carry.stream(given, self._session, send, receive, weight)
+            self._last("adopt", path=path, format=format, driver=wanted, allocate=self._allocate)
+            return way
+
+        if weight["allocated"] < carry.BULK:
+            return bring()
+        from madrigal.transfer import plan
+
+        def through() -> str:
             self._begin_again(path)
             given.reopen()
-        with carry.followed(given.send(original, state=state), path, max(allocated, 1)) as frames:
-            self._session.receive(frames, path=path, staging=self._staging if self._session.name else "")
-        self._last("adopt", path=path, format=format, driver=wanted, allocate=self._allocate)
+            return bring()
+
+        def directly() -> str:
+            with self._brought_by(given) as session:
+                session.tell("hold", path=path, make="parents")
+                self._session = session
+                return bring() + ", directly"
+
+        workers = {plan.STREAM: through, plan.DIRECT: directly}
+        return plan.take(plan.between(given.name, self._session.name, weight, {}), workers)
+
+    @contextlib.contextmanager
+    def _brought_by(self, given: AnySession) -> Iterator[AnySession]:
+        """A session in place of ours to which the machine of GIVEN brings its data itself; raises plan.Unfit."""
+        from madrigal.host.direct import DirectSession, is_wanted
+        from madrigal.host.remote import RemoteSession
+        from madrigal.transfer import plan
+
+        ours = self._session
+        if not (
+            isinstance(given, RemoteSession) and isinstance(ours, RemoteSession) and is_wanted(given.host, ours.host)
+        ):
+            raise plan.Unfit
+        with DirectSession(ours.host, given) as session:
+            if not session.connects():
+                raise plan.Unfit
+            ours.fail()  # it holds what this one is to hold
+            yield session
 
     def remove(self, path: str) -> None:
         """Remove the image at PATH and what is beside it; it may be gone already."""

@@ -76,7 +76,8 @@ def copy(
     def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         begin(session)
         send = {"path": path, "state": given}
-        way = carry.stream(origin, session, send, {"path": disk.path, **wanted}, weight)
+        old = {"files": {"": [disk.path]}}  # of an action that was done and is done again
+        way = carry.stream(origin, session, send, {"path": disk.path, **wanted}, weight, old)
         end(session)
         return way
 
@@ -110,15 +111,19 @@ def copy_whole(
         begin(session)
         send = {"path": path, "state": given, "whole": True}
         note = {"disk": carry.notes(origin, path)}  # bring_back() will ask
-        way = carry.stream(origin, session, send, {"path": disk.path, **wanted}, weight, note=note)
+        old = {"files": _older(disk.path, weight)}  # of an action that was done and is done again
+        way = carry.stream(origin, session, send, {"path": disk.path, **wanted}, weight, old, note)
         _mark(session, disk.dir, monitor)
         return way
 
     route.carried("copied", image, disk, _weight(path, given, whole=True), here, there, image if near else None)
 
 
-def save(disk: Location, image: Location, state: State, near: bool = False) -> None:
-    """Make IMAGE, one file, a copy of a STATE of a VM's DISK."""
+def save(disk: Location, image: Location, state: State, near: bool = False, made_of: str = "") -> None:
+    """Make IMAGE, one file, a copy of a STATE of a VM's DISK.
+
+    MADE_OF: where the machine of IMAGE may have what the disk was made of, so that the same need not be sent.
+    """
     path = image.checked().path
     given = dict(state, hold=disk.dir)
 
@@ -131,7 +136,8 @@ def save(disk: Location, image: Location, state: State, near: bool = False) -> N
     def there(origin: AnySession, session: AnySession, weight: Weight) -> str:
         origin.tell("hold", path=disk.dir)
         session.tell("hold", path=path)
-        return carry.stream(origin, session, {"path": disk.path, "state": given}, {"path": path}, weight)
+        old = {"files": {"": [made_of]}} if made_of else None
+        return carry.stream(origin, session, {"path": disk.path, "state": given}, {"path": path}, weight, old)
 
     route.carried("copied", disk, image, _weight(disk.path, given), here, there, image if near else None)
 
@@ -242,8 +248,7 @@ def bring_back(disk: Location, image: Location, state: State | None = None, near
         origin.tell("hold", path=disk.dir)
         session.tell("hold", path=path)
         send = {"path": disk.path, "state": given, "whole": True}
-        noted = carry.notes(session, path)
-        old = {"path": path, "allocated": weight["allocated"] // 4, "within": "disk", "noted": noted}
+        old = {"files": _older(path, weight), "noted": {path: carry.notes(session, path)}}
         way = carry.stream(origin, session, send, {"path": path, "settle": settle}, weight, old)
         session.tell("drop", path=path + ".md5sum")
         session.done()  # the image is safe before the disk goes
@@ -251,6 +256,15 @@ def bring_back(disk: Location, image: Location, state: State | None = None, near
         return way
 
     route.carried("moved", disk, image, look, here, there, image if near else None)
+
+
+def _older(path: str, weight: Weight) -> dict[str, list[str]]:
+    """Where the disk or image PATH and its snapshots, if it is there, are older copies of what has such a WEIGHT."""
+    names = [name for name in weight["files"] if name != "disk"]
+    found = {name: [f"{path}.{name}"] for name in names}
+    # the first file of a chain is what an image without snapshots was
+    first = "disk" if "disk" in weight["files"] else min(names, key=lambda name: int(os.path.basename(name)))
+    return {**found, first: [*found.get(first, []), path]}
 
 
 def _to_move(given: AnySession, session: AnySession, disk: Location, image: Location, state: State) -> Weight | None:

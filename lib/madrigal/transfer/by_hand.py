@@ -72,7 +72,7 @@ def copy(source: Location, target: Location, replace: bool = False, reads_zeros:
         if (found["kind"], goal["kind"]) == ("file", "file"):
             known = plan.between(given.name, session.name, weight, to, old=goal["allocated"])
             if plan.is_best(plan.DELTA, known):
-                old = {"path": goal["path"], "allocated": 1, "within": "", "noted": ""}
+                old = {"files": {"": [goal["path"]]}}
         return carry.stream(given, session, {"path": found["path"]}, to, weight, old)
 
     if route.is_same(origin, host):

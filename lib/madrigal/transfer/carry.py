@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 
-from madrigal import config
+from madrigal import config, leftovers
 from madrigal.errors import ConfigError, HostUnreachable, MadrigalError
 from madrigal.messages import log
 
@@ -34,12 +33,13 @@ BULK = 128 << 20
 LANES = 4
 """Connections for one transfer where the way is long."""
 
-_NOTES = ".blocks"
-_NOTES_AGE = 30 * 24 * 3600  # seconds
+_ALIKE = 0.5
+"""The share of blocks that are to be the same in an older copy: it is read and digested on both sides then, and nobody
+knows how fast the way between them is, nor who else needs it."""
 
 _HOW = {
     "part": "going on with what an interrupted copy has left of {}",
-    "old": "sending what is not the same as in what {} was before",
+    "old": "sending what is not the same as in {}",
     "stale": "the source of {} has been changed since a copy of it was interrupted: starting over",
 }
 
@@ -92,8 +92,8 @@ def stream(
 ) -> str:
     """Have TARGET receive what ORIGIN sends, with these arguments (onhost/session.py); returns how.
 
-    WEIGHT: as Session.weigh has it.  OLD: as for Session.known.  NOTE: as in the terms of a stream.  What
-    TARGET makes of it is not safe yet.
+    WEIGHT: as Session.weigh has it.  OLD: where TARGET may have older copies, as for Session.known, and `noted` as for
+    Session.compare.  NOTE: as in the terms of a stream.  What TARGET makes of it is not safe yet.
     """
     terms: Arguments = {"verify": verification()}
     if weight["allocated"] < BULK:
@@ -101,13 +101,16 @@ def stream(
     terms["squeeze"] = True
     if note:
         terms["note"] = note
-    known = target.call("known", path=receive["path"], source=weight["source"], old=old)
+    known = target.call("known", path=receive["path"], source=weight["source"], old=(old or {}).get("files"))
     if known["how"]:
         log(_HOW[known["how"]].format(receive["path"]))
+    older = known["old"] and _worth_comparing(origin, send["path"], weight, known["old"])
+    if older:
+        known["files"] = target.call("compare", files=older, noted=(old or {}).get("noted", {}))
+        log(_HOW["old"].format(" and ".join(sorted(set(older.values())))))
     if known["files"]:
         terms["known"] = known["files"]
-    if known["how"] != "old":
-        receive = dict(receive, source=weight["source"])
+    receive = dict(receive, source=weight["source"])
     # here, because little data are not worth it
     from madrigal.transfer import plan, progress
 
@@ -116,12 +119,26 @@ def stream(
             plan.STREAM: lambda: _bring(origin, target, dict(send, terms=terms), receive, shown),
             plan.SEVERAL: lambda: _Lanes(origin, target, send, receive, terms, shown).run(),
         }
-        if known["how"] == "old":
+        if older:  # what is taken from there is taken in order
             return _told(workers[plan.STREAM]())
         # what one host gives another passes this machine only if it cannot do so directly
         from_ = "" if target.is_direct else origin.name
         facts = plan.between(from_, target.name, weight, receive, target.distance(origin))
         return _told(plan.take(facts, workers))
+
+
+def _worth_comparing(origin: AnySession, path: str, weight: Arguments, old: Arguments) -> dict[str, str]:
+    """The paths of those OLD files, of which Session.known has samples, that have much in common with what is sent."""
+    from madrigal.onhost import blocks
+
+    files = weight.get("files", {"": path})
+    wanted = {within: [files[within], about["size"]] for within, about in old.items() if within in files}
+    return {
+        within: old[within]["path"]
+        for within, about in origin.call("sample", files=wanted).items()
+        if old[within]["allocated"] >= about["allocated"] // 4
+        and blocks.alike(about["blocks"], old[within]["blocks"]) >= _ALIKE
+    }
 
 
 def _bring(
@@ -176,12 +193,8 @@ def notes(session: AnySession, path: str) -> str:
     """Where the digests of the image PATH of this machine are kept, "" for another machine's."""
     if session.name:
         return ""
-    directory = config.run_dir()
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.name.endswith(_NOTES) and entry.stat().st_mtime < time.time() - _NOTES_AGE:
-                os.unlink(entry.path)
-    return f"{directory}/{path.replace('/', '%')[-200:]}{_NOTES}"
+    leftovers.tidy()
+    return f"{config.run_dir()}/{path.replace('/', '%')[-200:]}.blocks"
 
 
 def _told(count: int) -> str:
