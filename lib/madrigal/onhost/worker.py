@@ -8,6 +8,7 @@ host has sent to another.  After an error, or when stdin ends before `done`, eve
 taken back and the process ends.
 """
 
+import fcntl
 import json
 import os
 import select
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 
 HEARTBEAT = 5.0  # seconds
+_SETPIPE_SZ = 1031
 _said = 0.0
 
 
@@ -103,6 +105,10 @@ def _write(data: "Union[bytes, memoryview]") -> None:
 
 
 def _frames(inp: "BinaryIO") -> "Iterator[Frame]":
+    try:
+        fcntl.fcntl(inp.fileno(), _SETPIPE_SZ, stream.CHUNK)
+    except OSError:
+        pass  # no pipe, or the user's share of pipe memory is used up: smaller pieces then
     header, payload = memoryview(bytearray(stream.HEADER.size)), memoryview(bytearray(stream.CHUNK))
     while True:
         _read(inp, header)
