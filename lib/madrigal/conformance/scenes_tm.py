@@ -276,6 +276,7 @@ def _variant(action: str, play: Callable[[Stage, str], Play]) -> None:
         "apart",
         forms=vms.TODAY,
         formats=vms.BOTH,
+        streams=True,
         needs=lambda subject: vms.shared(subject) and action in subject.actions,
     )
     def apart(stage: Stage, format: str) -> Play:

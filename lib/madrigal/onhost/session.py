@@ -318,17 +318,24 @@ class Session(Passing):
                 known = file.read().strip()
         except FileNotFoundError:
             known = ""
-        if known == text:
-            return
         if not text:
-            self._remove(path)
+            if known:
+                self._remove(path)
             return
-        # Two first actions of a datastore may write it at once: names of their own, the same content.
-        temporary = "{}.{}.part".format(path, os.getpid())
+        # Two first actions of a datastore may write it at once, without a lock: the same bytes into the same file, and
+        # whoever finds it gone knows that the other was there first.
+        temporary = "{}.{}.part".format(path, text)
         self._undo.push(os.unlink, temporary)
-        with open(temporary, "w") as file:
-            file.write(text + "\n")
-        os.rename(temporary, path)
+        try:
+            if known == text:
+                os.unlink(temporary)  # of one that was killed
+            else:
+                with open(os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o666), "w") as file:
+                    file.write(text + "\n")
+                os.rename(temporary, path)
+        except FileNotFoundError:
+            pass
+        self._undo.forget(os.unlink, temporary)
 
     # -- an image datastore ----------------------------------------------------------------------------------
 

@@ -106,6 +106,7 @@ def test_broken_dumps(case: Case) -> None:
         run = stage.run(with_dump(play.call, dump), limit=60)
         try:
             _survives(case, run, play, before, f"a dump that is wrong: {what}")
+            case.counts["broken dumps"] += 1
         finally:
             _forget(case)
         if run.status == 0 and before.changes(case.kit.look()):
