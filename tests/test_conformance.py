@@ -17,7 +17,7 @@ from conftest import TREE
 from madrigal import drivers, errors
 from madrigal.conformance import broken, scan
 from madrigal.conformance.report import Report, Result
-from madrigal.conformance.subject import of
+from madrigal.conformance.subject import FORMS, of
 from madrigal.conformance.watch import forms
 from madrigal.conformance.world import World, unexpected
 
@@ -176,16 +176,17 @@ def test_breakages_are_caught(driver: str, how: str, tmp_path: Path) -> None:
 
 @needs_root
 @pytest.mark.thorough
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("driver", OURS)
-def test_what_has_little_to_do_is_caught_too(driver: str, tmp_path: Path) -> None:
+def test_what_has_little_to_do_is_caught_too(driver: str, form: str, tmp_path: Path) -> None:
     """Every action that says what it must not; of some drivers, doing nothing is right."""
     tree = tmp_path / "tree"
     tree.mkdir()
     break_driver(tree, driver, "answers something else")
     kind, _, name = driver.partition("/")
-    words = ["--remotes", str(tree), f"--{kind}", name, "-k", "answer and current", "--prepare-with", str(TREE)]
-    _, results, said = check(tmp_path, *words)
-    subject = of(kind, str(TREE / driver), "current")
+    words = ["--remotes", str(tree), f"--{kind}", name, "-k", "answer", "--contract", form]
+    _, results, said = check(tmp_path, *words, "--prepare-with", str(TREE))
+    subject = of(kind, str(TREE / driver), form)
     bad = {one["action"] for one in results if one["outcome"] == "failed"}
     wanted = {action for action in subject.actions if not subject.cannot(action)}
     assert wanted <= bad, f"not caught: {wanted - bad}\n{said[-2000:]}"
