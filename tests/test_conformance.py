@@ -117,7 +117,7 @@ def break_driver(tree: Path, driver: str, how: str) -> list[str]:
     for action in actions:
         # what a driver cannot do, and where it has nothing to do, is known by the name of the file
         same = os.path.basename(os.path.realpath(TREE / driver / action))
-        path = broken_ones / (same if same in ("unsupported", "nothing") else action)
+        path = broken_ones / (same if same in ("unsupported", "unsupported_backup", "nothing") else action)
         path.write_text(f'#!/bin/bash\nreal={TREE / driver}/"${{0##*/}}"\n{BREAKS[how]}\n')
         path.chmod(0o755)
         (tree / kind / name / action).symlink_to(path)

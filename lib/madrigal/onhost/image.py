@@ -79,13 +79,13 @@ def rebase(path: str, backing: str, backing_format: str, waiting: "Callable[[], 
     It holds that content at every moment, so it may be killed.  It is not on the disk yet when this returns.
     """
     on = ["-b", _backing(backing), "-F", _format(backing_format)] if backing else ["-b", ""]
-    _run("rebase", ["-f", "qcow2"] + on + ["--", _file(path)], waiting, timeout)
+    _moved(_run("rebase", ["-f", "qcow2"] + on + ["--", _file(path)], waiting, timeout), path, backing)
 
 
 def rename_backing(path: str, backing: str, backing_format: str, waiting: "Callable[[], None]", timeout: float) -> None:
     """Let the qcow2 image at PATH have another name for the backing file that it lies on, which is not opened."""
     on = ["-u", "-b", _backing(backing), "-F", _format(backing_format)]
-    _run("rebase", ["-f", "qcow2"] + on + ["--", _file(path)], waiting, timeout)
+    _moved(_run("rebase", ["-f", "qcow2"] + on + ["--", _file(path)], waiting, timeout), path, backing)
 
 
 def convert(
@@ -270,6 +270,13 @@ def _believe(done: "Result", path: str, format: str, size: int = 1) -> None:
         raise CommandFailed(
             "qemu-img said that all went well, but has not made {} what it should be".format(path), done
         )
+
+
+def _moved(done: "Result", path: str, name: str) -> None:
+    """That the image at PATH lies on NAME, as DONE says: what it lay on may be about to go."""
+    found = backing(path)
+    if (found[0] if found else "") != name:
+        raise CommandFailed("qemu-img said that all went well, but {} lies on what it did".format(path), done)
 
 
 def _run(command: str, arguments: "List[str]", waiting: "Callable[[], None]", timeout: float) -> "Result":
