@@ -284,7 +284,9 @@ class Stage:
         self.answers.started += 1
         self.answers.stage = self.answers.stages[self.vm_id] = self
         executable = (subject or self.subject).executable(call.action)
-        words = self.under + machine.argv(["nice", "-n", "19", executable, *call.arguments])
+        # entering a mount namespace leads to its root
+        there = ["env", "-C", f"{self.machines.work}/one/var"] if machine.own else []
+        words = self.under + machine.argv([*there, "nice", "-n", "19", executable, *call.arguments])
         env = {**os.environ, **self.env(machine), **call.env}
         for name in set(env) - set(self.env(machine)) - set(call.env):
             del env[name]

@@ -39,7 +39,7 @@ BY_USERS = (*OF_IMAGES, *(f"IMAGE/TEMPLATE/{name}" for name in OF_TEMPLATES))
 OF_DISKS = ("FS", "FORMAT", "TARGET", "DEV_PREFIX", "DRIVER", "QCOW2_OPTIONS", "SPARSE", "IMAGE", "TYPE")
 NAMES = [
     "a b",
-    f"it';touch {broken.CANARY};'",
+    f"it'$(touch {broken.CANARY})'",
     'q"uote',
     "semi;colon",
     f"$(touch {broken.CANARY})",
@@ -187,8 +187,8 @@ def test_names(case: Case) -> None:
         before = case.kit.look()
         run = stage.run(with_dump(play.call, broken.of_attribute(dump_of(play.call), "IMAGE/PATH", path)))
         try:
-            works(case, run, play)
             _survives(case, run, play, before, "what is left")
+            works(case, run, play)
         except Wrong as error:
             raise Wrong(f"a file called {name!r}: {error}") from None
 
