@@ -171,6 +171,16 @@ def test_the_lock_of_what_a_kill_has_let_removed_goes(machine: Machine, datastor
     assert machine.left(datastore) == [".170.lock"]
 
 
+def test_the_probe_of_a_killed_action_goes(machine: Machine, datastore: str) -> None:
+    machine.files(datastore).mkdir()
+    (machine.files(datastore) / ".probe.left.part").touch()
+    with machine.host.session() as session:
+        session.call("show", path=datastore, probe="x")
+        assert machine.left(datastore) == [".probe.x.part"]
+        session.call("hide", path=datastore, probe="x")
+    assert machine.left(datastore) == []
+
+
 @pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 5 * MIB + 7])
 def test_file_of_any_size(machine: Machine, datastore: str, tmp_path: Path, size: int) -> None:
     # without zeros: a last block that has nothing else would not be sent

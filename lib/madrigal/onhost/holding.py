@@ -24,6 +24,7 @@ class Holding:
         self._waiting = waiting
         self._undo = Undo()
         self._locks: "List[Lock]" = []
+        self._probes: "Dict[str, int]" = {}
 
     # -- who may change what ---------------------------------------------------------------------------------
 
