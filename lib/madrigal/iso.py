@@ -39,7 +39,10 @@ def built(files: Sequence[str]) -> Iterator[int]:
         words = [f"{_escaped(name)}={_escaped(path)}" for name, path in grafts.items()]
         options = ["-quiet", "-f", "-V", "CONTEXT", "-J", "-joliet-long", "-R", "-graft-points"]
         argv = [*_program(), *options, "-o", f"/proc/self/fd/{target}", "--", *words]
-        command.run(argv, deadline.stall(), what="making the context image", pass_fds=[target, *opened], patient=True)
+        what, fds = "making the context image", [target, *opened]
+        done = command.run(argv, deadline.stall(), what=what, pass_fds=fds, patient=True)
+        if not os.fstat(target).st_size:
+            raise command.CommandFailed(f"{argv[0]} said that all went well, but has written no context image", done)
         yield target
 
 

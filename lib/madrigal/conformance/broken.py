@@ -28,6 +28,7 @@ def injections() -> list[str]:
         f"`{touch}`",
         f"';{touch};'",
         f'";{touch};"',
+        f"'$({touch.replace(' ', '${IFS}')})'",
         f"x; {touch}",
         f"x\n{touch}\n",
         f"x$({touch.replace(' ', '${IFS}')})",

@@ -95,6 +95,14 @@ class Kit:
         others = [path for path in sorted(known) if path < subject.directory]
         return [of(subject.kind, path, subject.form) for path in others if f"/{subject.kind}/" in path]
 
+    def is_elsewhere(self, subject: Subject, action: str) -> bool:
+        """Whether another driver that is checked, here or beside, has ACTION and keeps files."""
+        known = {(one.kind, one.directory) for one in self.subjects}
+        known |= {(os.path.basename(os.path.dirname(path)), path) for path in self.options.beside}
+        known -= {(subject.kind, subject.directory)}
+        others = [of(kind, path, subject.form) for kind, path in known if kind == subject.kind]
+        return any(one.is_files and not one.cannot(action) for one in others)
+
     @property
     def is_full(self) -> bool:
         return self.options.profile == "full"

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,8 @@ class Case:
     runs: list[Run] | None = None
     log: list[str] = field(default_factory=list)
     """What a check wants to have told, also of what holds."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """How many kills and such there were."""
 
     @property
     def label(self) -> str:
@@ -288,7 +291,18 @@ class Plugin:
         what = case.scene.name if case.scene else case.word
         action = case.scene.action if case.scene else case.word
         self.report.add(
-            Result(str(case.subject), name, action, what, report.outcome, said, script, report.duration, case.log)
+            Result(
+                str(case.subject),
+                name,
+                action,
+                what,
+                report.outcome,
+                said,
+                script,
+                report.duration,
+                case.log,
+                dict(case.counts),
+            )
         )
 
 

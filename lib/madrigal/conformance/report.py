@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import json
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 
 MARKS = {"passed": "ok", "failed": "FAILED", "skipped": "-"}
 
@@ -22,6 +23,8 @@ class Result:
     """How to run it again."""
     seconds: float
     log: list[str]
+    counts: dict[str, int] = field(default_factory=dict)
+    """How many kills, kills in a stream and dumps it was."""
 
 
 class Report:
@@ -81,9 +84,26 @@ class Report:
         )
         if skipped:
             lines += ["", "Not checked:", *(f"  {line}" for line in skipped)]
+        lines += self._counted()
         counts = {name: sum(one.outcome == name for one in self.results) for name in MARKS}
         lines += ["", f"{counts['passed']} hold, {counts['failed']} fail, {counts['skipped']} were not checked"]
         return "\n".join(lines)
+
+    def _counted(self) -> list[str]:
+        """How many kills and broken dumps there were, and of which action and form the fewest."""
+        total: Counter[str] = Counter()
+        kills: Counter[str] = Counter()
+        for one in self.results:
+            total.update(one.counts)
+            if one.counts.get("kills"):
+                kills[f"{one.action} {one.driver.partition('[')[2].rstrip(']')}"] += one.counts["kills"]
+        if not total:
+            return []
+        lines = ["", ", ".join(f"{count:,} {name}" for name, count in sorted(total.items()))]
+        if kills:
+            fewest = min(kills, key=lambda name: kills[name])
+            lines.append(f"killed: {len(kills)} actions and forms, {fewest} {kills[fewest]} times, others more often")
+        return lines
 
     def json(self) -> str:
         return (

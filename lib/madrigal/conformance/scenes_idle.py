@@ -117,9 +117,15 @@ def plain(stage: Stage, action: str) -> Call:
     }
     if action in ("premigrate", "postmigrate", "failmigrate"):
         return vms.migration(stage, action)
+    if action in BACKUPS:
+        place, told = stage.place(stage.host), stage.vm_document(stage.vm_id)
+        return Call(action, (place, "0", "one-17", "5", str(stage.vm_id), str(stage.image_ds)), told)
+    if action == "restore":
+        return Call(action, (stage.place(stage.host), str(stage.vm_id), "8", "-1", "-1"))
     return stage.tm(action, *arguments[action], ds=stage.image_ds)
 
 
+BACKUPS = ("prebackup", "prebackup_live", "postbackup", "postbackup_live")
 IDLE = ("clone", "ln", "mv", "mvds", "delete", "mkimage", "mkswap", "context")
 IDLE_TODAY: tuple[str, ...] = ("cpds", "resize", "snap_create", "snap_create_live", "snap_revert", "snap_delete")
 IDLE_TODAY += ("premigrate", "postmigrate", "failmigrate")
@@ -135,3 +141,14 @@ def _idle(action: str) -> None:
 
 for _action in (*IDLE, *IDLE_TODAY):
     _idle(_action)
+
+
+@scene(
+    "tm",
+    "restore",
+    "of a driver that keeps nothing",
+    forms=vms.TODAY,
+    needs=lambda subject: subject.kind == "tm" and not subject.formats,
+)
+def restore(stage: Stage, format: str) -> Play:
+    return Play(plain(stage, "restore"), vms.silent)

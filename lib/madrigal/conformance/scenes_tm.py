@@ -31,9 +31,10 @@ def clone(stage: Stage, format: str) -> Play:
     return _copy(stage, format, "clone")
 
 
-@scene("tm", "clone", "that grows", forms=vms.TODAY, formats=vms.BOTH)
+@scene("tm", "clone", "that grows", forms=vms.TODAY, formats=vms.BOTH, streams=True)
 def clone_grown(stage: Stage, format: str) -> Play:
-    return _copy(stage, format, "clone", grow=7)
+    """A copy that fails is not to be hidden by growing what there is of it, which works."""
+    return _copy(stage, format, "clone", grow=vms.image_size(stage) + 4)
 
 
 @scene("tm", "ln", formats=vms.BOTH, streams=True)
@@ -276,6 +277,7 @@ def _variant(action: str, play: Callable[[Stage, str], Play]) -> None:
         "apart",
         forms=vms.TODAY,
         formats=vms.BOTH,
+        streams=True,
         needs=lambda subject: vms.shared(subject) and action in subject.actions,
     )
     def apart(stage: Stage, format: str) -> Play:

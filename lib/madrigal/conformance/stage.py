@@ -91,6 +91,8 @@ class Stage:
         self.web: Web | None = None
         self.is_big = False
         """Whether images take a while to move."""
+        self.under: list[str] = []
+        """Words that actions are started with."""
 
     def store_apart(self) -> None:
         """Have the VM in a system datastore of the hosts' own storage, whatever the image is on."""
@@ -281,7 +283,10 @@ class Stage:
         machine = self.machine(call.on)
         self.answers.started += 1
         self.answers.stage = self.answers.stages[self.vm_id] = self
-        words = machine.argv(["nice", "-n", "19", (subject or self.subject).executable(call.action), *call.arguments])
+        executable = (subject or self.subject).executable(call.action)
+        # entering a mount namespace leads to its root
+        there = ["env", "-C", f"{self.machines.work}/one/var"] if machine.own else []
+        words = self.under + machine.argv([*there, "nice", "-n", "19", executable, *call.arguments])
         env = {**os.environ, **self.env(machine), **call.env}
         for name in set(env) - set(self.env(machine)) - set(call.env):
             del env[name]

@@ -20,7 +20,7 @@ OLD_ACTIONS = {
 }
 """Those that 3.4 has too (docs/contract.md, "Two forms")."""
 
-_REFUSING = ("unsupported", "not_supported.sh")
+_REFUSING = ("unsupported", "unsupported_backup", "not_supported.sh")
 _IDLE = ("nothing", "dummy.sh")
 
 

@@ -23,6 +23,8 @@ _MKFS = {
 
 KNOWN = (*_MKFS, "swap")
 
+_FIRST = 132 << 10  # bytes in which each of them has its head; btrfs and reiserfs begin at 64 KiB
+
 
 def make(path: str, fs: str, options: "List[str]", waiting: "Callable[[], None]", timeout: float) -> None:
     """Make FS (one of KNOWN) in the image at PATH, all of it; OPTIONS: further words for mkfs."""
@@ -33,8 +35,11 @@ def make(path: str, fs: str, options: "List[str]", waiting: "Callable[[], None]"
     else:
         raise UsageError("'{}' is not a known file system; known are {}".format(fs, ", ".join(KNOWN)))
     try:
-        run(argv + [path], timeout, pass_fds=lock.inherited(), waiting=waiting, patient=True)
+        done = run(argv + [path], timeout, pass_fds=lock.inherited(), waiting=waiting, patient=True)
     except CommandFailed as error:
         if b"No space left on device" in error.result.stderr:
             raise NoSpace("no space left to make the file system in {}".format(path)) from None
         raise
+    with open(path, "rb") as file:
+        if not any(file.read(_FIRST)):
+            raise CommandFailed("{} said that all went well, but has written nothing to {}".format(argv[0], path), done)

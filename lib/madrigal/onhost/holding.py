@@ -29,6 +29,7 @@ class Holding:
         self._waiting = waiting
         self._undo = Undo()
         self._locks: "List[Lock]" = []
+        self._probes: "Dict[str, int]" = {}
 
     # -- who may change what ---------------------------------------------------------------------------------
 
@@ -116,9 +117,11 @@ class Holding:
         self._remove(path)
 
     def tidy(self, path: str) -> None:
-        """Remove the parts of PATH, which is not there, that a run has left which was killed in removing it."""
+        """Remove the parts and the lock of PATH, which is gone, that a run left which was killed in removing it."""
         directory, name = os.path.split(path)
-        if os.path.isdir(directory) and any(part.is_part_of(name, entry) for entry in os.listdir(directory)):
+        lock = os.path.basename(lock_path(path))
+        entries = os.listdir(directory) if os.path.isdir(directory) else []
+        if any(entry == lock or part.is_part_of(name, entry) for entry in entries):
             self.hold(path)
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

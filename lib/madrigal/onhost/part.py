@@ -187,10 +187,10 @@ def left(path: str) -> int:
     return found * 512
 
 
-def share(fd: int) -> None:
-    """Say, until FD is closed, that this process writes to the part."""
+def share(fd: int, waiting: bool = False) -> None:
+    """Say, until FD is closed, that this process uses the part; WAITING for who looks at it."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | (0 if waiting else fcntl.LOCK_NB))
     except OSError:
         pass  # a file system that cannot; who wants it alone finds that out too
 

@@ -1,6 +1,7 @@
 """What one action does to the files of one machine: everything under its locks, taken back if it fails."""
 
 import errno
+import fcntl
 import os
 import stat
 
@@ -105,7 +106,11 @@ class Session(Passing):
             raise NotFound("{} does not exist".format(path))
         name = _probe(path, probe)
         self._undo.push(os.unlink, name)
-        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        while not os.path.exists(name):  # who removes what is left may have been faster than our lock
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            part.share(fd, waiting=True)
+            self._probes[name] = fd
+        _remove_probes(path)
 
     def see(self, paths: "List[str]", probe: str) -> str:
         """The first of PATHS where the PROBE of show() is seen, "" if it is nowhere."""
@@ -114,6 +119,7 @@ class Session(Passing):
     def hide(self, path: str, probe: str) -> None:
         """Remove the PROBE of show()."""
         os.unlink(_probe(path, probe))
+        os.close(self._probes.pop(_probe(path, probe)))
         self._undo.forget(os.unlink, _probe(path, probe))
 
     def give_back(self, path: str, target: str, state: "Dict[str, Any]") -> "Dict[str, Any]":
@@ -330,17 +336,24 @@ class Session(Passing):
                 known = file.read().strip()
         except FileNotFoundError:
             known = ""
-        if known == text:
-            return
         if not text:
-            self._remove(path)
+            if known:
+                self._remove(path)
             return
-        # Two first actions of a datastore may write it at once: names of their own, the same content.
-        temporary = "{}.{}.part".format(path, os.getpid())
+        # Two first actions of a datastore may write it at once, without a lock: the same bytes into the same file, and
+        # whoever finds it gone knows that the other was there first.
+        temporary = "{}.{}.part".format(path, text)
         self._undo.push(os.unlink, temporary)
-        with open(temporary, "w") as file:
-            file.write(text + "\n")
-        os.rename(temporary, path)
+        try:
+            if known == text:
+                os.unlink(temporary)  # of one that was killed
+            else:
+                with open(os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o666), "w") as file:
+                    file.write(text + "\n")
+                os.rename(temporary, path)
+        except FileNotFoundError:
+            pass
+        self._undo.forget(os.unlink, temporary)
 
     # -- an image datastore ----------------------------------------------------------------------------------
 
@@ -353,3 +366,19 @@ class Session(Passing):
 
 def _probe(path: str, probe: str) -> str:
     return os.path.join(path, ".probe.{}.part".format(probe))
+
+
+def _remove_probes(path: str) -> None:
+    """Remove those that killed actions have left in the directory PATH: nobody has them locked."""
+    for entry in os.listdir(path):
+        if not part.is_part_of("probe", entry):
+            continue
+        try:
+            fd = os.open(os.path.join(path, entry), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(os.path.join(path, entry))
+            finally:
+                os.close(fd)
+        except OSError:
+            pass  # it is in use, or gone

@@ -294,7 +294,13 @@ class Links:
     def _keep(self, number: int) -> None:
         path = self._file(number)
         if os.path.islink(path):
+            self._work.undo.push(self._lead_again, path, os.readlink(path))
             self._work.link_over(os.path.realpath(path), path)
+
+    def _lead_again(self, path: str, target: str) -> None:
+        """Make PATH the link that it was, if TARGET still is what it was then."""
+        if not os.path.islink(path) and os.path.samefile(path, os.path.join(os.path.dirname(path), target)):
+            part.link(self._work.undo, target, path)
 
     def _image(self, number: int) -> None:
         path, home = self._file(number), self._disk.home

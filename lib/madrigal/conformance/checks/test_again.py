@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 import signal
+from collections.abc import Mapping
 
 import pytest
 
@@ -14,8 +16,13 @@ from madrigal.conformance.plugin import FIRST, SOME, Case, Popen, clean, each, s
 from madrigal.conformance.scenes import Scene, Wrong
 
 TIMES = {"quick": 2, "full": 10}
-FAULTS = {"quick": 2, "full": 24}
-"""How often, and how many faults in one scene."""
+"""How often in a row the first scene of an action is played; others twice."""
+FAULTS = {"quick": {"fail": 2}, "full": {"fail": 8, "lie": 8, "hang": 4}}
+"""How often, and how many faults in the first scene of an action; a quarter of it in others."""
+WRONG = {"fail": "fails", "lie": "does nothing and says that all is well", "hang": "does not end"}
+SOON = {f"MADRIGAL_{name}_TIMEOUT": "4" for name in ("CONNECT", "CONTROL", "STALL")}
+LONGEST = 60.0
+"""Seconds in which an action has to notice that a program hangs."""
 
 ONCE = ("snap_revert raw of a persistent disk", "snap_revert qcow2 of a persistent disk")
 """Scenes that go on with other actions after the one."""
@@ -31,7 +38,7 @@ def test_repeat(case: Case) -> None:
     stage, play = case.ready()
     run = stage.run(play.call)
     before = case.kit.look()
-    for number in range(2, TIMES[case.kit.options.profile] + 1):
+    for number in range(2, TIMES[case.kit.options.profile if case.is_first else "quick"] + 1):
         run = stage.run(play.call)
         if scene_of(case).fails:
             if not run.status:
@@ -49,9 +56,30 @@ def test_repeat(case: Case) -> None:
                 )
 
 
-@each(lambda scene: can_be_repeated(scene) and not scene.fails, quick=SOME)
+def _works_at_all(scene: Scene) -> bool:
+    return can_be_repeated(scene) and not scene.fails
+
+
+@each(_works_at_all, quick=SOME)
 def test_failing_programs(case: Case) -> None:
     """Each program that it starts fails once: it fails and leaves nothing, or copes; after that it can be run again."""
+    _each_program(case, "fail")
+
+
+@each(_works_at_all)
+def test_lying_programs(case: Case) -> None:
+    """Each program that it starts does nothing once, and says that all is well: the action does not believe it."""
+    _each_program(case, "lie")
+
+
+@each(_works_at_all)
+def test_hanging_programs(case: Case) -> None:
+    """Each program that it starts hangs once: the action ends by its deadlines, and leaves nothing, nor the program."""
+    _each_program(case, "hang", SOON)
+
+
+def _each_program(case: Case, how: str, env: Mapping[str, str] | None = None) -> None:
+    """Let the programs of an action do HOW, one call after the other, with ENV."""
     if not case.kit.fakes:
         pytest.skip("fake programs need machines of the check's own")
     stage, play = case.ready()
@@ -63,20 +91,30 @@ def test_failing_programs(case: Case) -> None:
         for machine, fakes in case.kit.fakes.items()
         for program, count in sorted(fakes.calls.items())
         for number in range(1, min(count, 4) + 1)
-        if not (machine != "fe" and program == "ssh")
+        # an interpreter on a host that hangs is a host that hangs, and one that lies does not run what is started there
+        if machine == "fe" or program not in (("ssh",) if how == "fail" else ("ssh", "python3"))
     ]
     case.kit.settle()
     random.Random(case.label).shuffle(points)
-    for machine, program, number in points[: FAULTS[case.kit.options.profile]]:
-        what = f"{program}, call {number} on {machine}, fails"
+    count = FAULTS[case.kit.options.profile][how]
+    for machine, program, number in points[: count if case.is_first else count // 4]:
+        what = f"{program}, call {number} on {machine}: {WRONG[how]}"
         stage, play = case.ready()
         before = case.kit.look()
-        case.kit.fakes[machine].plan("fail", program, number)
-        run = stage.run(play.call)
+        case.kit.fakes[machine].plan(how, program, number)
+        run = stage.run(dataclasses.replace(play.call, env=env or {}), limit=LONGEST)
         reached = case.kit.fakes[machine].reached
+        left = world.still_running(case.kit.machines, case.kit.baseline) if how == "hang" and not run.hung else []
         case.kit.settle()
-        case.log.append(f"{what}: status {run.status}{'' if reached else ' (it was not called)'}")
+        case.log.append(f"{what}, status {run.status}{'' if reached else ' (it was not called)'}")
+        case.counts["faults of programs"] += reached
         try:
+            if run.hung:
+                raise Wrong(
+                    f"it is not ended by a deadline\n  expected: an end within {LONGEST:.0f} s\n  seen:     none"
+                )
+            if left:
+                raise Wrong(f"still running after its end\n  expected: nothing\n  seen:\n{describe(left)}")
             if run.status == 0:
                 works(case, run, play)
             else:
@@ -86,9 +124,8 @@ def test_failing_programs(case: Case) -> None:
             works(case, again, play)
             clean(case, play, before, again)
         except Wrong as error:
-            raise Wrong(
-                f"{what}: status {run.status}\n{error}\n(a program of that name, first in PATH, that fails)"
-            ) from None
+            told = f"(a program of that name, first in PATH, that {WRONG[how]})"
+            raise Wrong(f"{what}: status {run.status}\n{error}\n{told}") from None
 
 
 def _one_message(message: str) -> None:

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
+from collections.abc import Callable, Iterator
 
-from madrigal.conformance import world
+import pytest
+
+from madrigal.conformance import tracing, world
+from madrigal.conformance.calls import Run
 from madrigal.conformance.kit import describe
-from madrigal.conformance.plugin import SOME, Case, clean, each, works
-from madrigal.conformance.scenes import Scene, Wrong
-from madrigal.conformance.stage import MIB
+from madrigal.conformance.plugin import SOME, Case, clean, each, scene_of, works
+from madrigal.conformance.scenes import Play, Scene, Wrong
+from madrigal.conformance.stage import MIB, Stage
+from madrigal.conformance.world import World
 
 KILLS = {"quick": 3, "full": 20}
-"""For the first scene of an action; a fifth of it for others."""
-IN_STREAM = {"quick": 3, "full": 24}
+"""For the first scene of an action, less than half where other drivers have the action too; a tenth for others."""
+IN_STREAM = {"quick": 3, "full": 20}
+AT_CALLS = {"quick": 4, "full": 24}
 HOWS = ("group", "action", "programs", "hosts", "TERM")
 """Who gets KILL: the action's process group, its first process alone, the programs it started on the front-end,
 all that works on the hosts.  With TERM the group is asked."""
+ENOUGH = 8 * MIB
+"""Bytes that have to move if a kill is to be in their middle."""
 
 
-def _kill(case: Case, how: str, big: bool, seconds: float = 0, moved: int = 0) -> str:
-    """One kill and what follows; returns a line of the log."""
-    stage, play = case.ready(big)
-    before = case.kit.look()
-    run, arrived = case.kill(play, lambda case, process: case.end(process, how), seconds, moved)
-    at = f"when {arrived / MIB:.1f} MiB had arrived" if arrived > 0 else "before bytes had arrived"
-    if arrived < 0:
-        at = "too late, it had ended"
-    line = f"{how}, after {run.seconds:.3f} s, {at}: status {run.status}"
+def survived(case: Case, stage: Stage, play: Play, before: World, run: Run, line: str) -> None:
+    """That after the kill that LINE tells of nothing is lost, nothing runs, and the next run is as a clean one."""
     left = world.still_running(case.kit.machines, case.kit.baseline)
     try:
         if left:
@@ -42,7 +44,32 @@ def _kill(case: Case, how: str, big: bool, seconds: float = 0, moved: int = 0) -
         clean(case, play, before, again)
     except Wrong as error:
         raise Wrong(f"killed: {line}\n{error}") from None
-    return line
+    case.counts["kills"] += 1
+    case.log.append(line)
+
+
+def _kill(case: Case, how: str, seconds: float = 0, moved: int = 0, total: int = 0) -> bool:
+    """One kill after SECONDS, or when MOVED of TOTAL bytes have arrived, and what follows; whether it was in time."""
+    stage, play = case.ready(big=bool(total))
+    before = case.kit.look()
+    run, arrived = case.kill(play, lambda case, process: case.end(process, how), seconds, moved)
+    in_time = 0 < arrived < total if total else arrived >= 0
+    at = f"when {arrived / MIB:.1f} MiB had arrived" if arrived > 0 else "before bytes had arrived"
+    line = f"{how}, after {run.seconds:.3f} s, {at if arrived >= 0 else 'too late, it had ended'}: status {run.status}"
+    survived(case, stage, play, before, run, f"{'stream: ' if total else ''}{line}")
+    if not in_time:
+        case.counts["kills"] -= 1
+    elif total:
+        case.counts["kills in a stream"] += 1
+    return in_time
+
+
+def _often(count: int, once: Callable[[str], bool]) -> None:
+    """COUNT kills that are in time, as far as half as many others allow it, each of another kind."""
+    for number in range(count + count // 2):
+        count -= once(HOWS[number % len(HOWS)])
+        if not count:
+            return
 
 
 def can_be_killed(scene: Scene) -> bool:
@@ -58,10 +85,49 @@ def test_kill(case: Case) -> None:
     works(case, run, play)
     count = KILLS[case.kit.options.profile]
     if not case.is_first:
-        count //= 5
-    for number in range(count):
-        seconds = run.seconds * random_.uniform(0.02, 1.0)
-        case.log.append(_kill(case, HOWS[number % len(HOWS)], False, seconds))
+        count //= 10
+    elif case.kit.is_elsewhere(case.subject, play.call.action):
+        count = count * 2 // 5
+    _often(count, lambda how: _kill(case, how, run.seconds * random_.uniform(0.02, 0.95)))
+
+
+@each(lambda scene: can_be_killed(scene) and scene.action not in ("monitor", "monitor_ds"), quick=SOME)
+def test_kill_at_call(case: Case) -> None:
+    """KILL, or TERM, before each system call that gives or takes a name, and before many that change something else."""
+    if why := tracing.missing() or ("" if case.kit.machines.is_own else "only hosts of the check's own are traced"):
+        pytest.skip(why)
+    if not case.is_first:
+        pytest.skip(f"another scene shows it for {scene_of(case).action}")
+    stage, play = case.ready()
+    works(case, stage.run(play.call), play)  # connections are there from now on
+    stage, play = case.ready()
+    with _traced(stage, tracing.Tracing(case.kit.machines)) as traced:
+        run = stage.run(play.call)
+    works(case, run, play)
+    points = traced.points()
+    random.Random(f"{case.label}{case.kit.options.seed}").shuffle(points)
+    points.sort(key=lambda point: point.call not in tracing.NAMES)
+    for number, point in enumerate(points[: AT_CALLS[case.kit.options.profile]]):
+        name = "TERM" if number % 4 == 3 else "KILL"
+        stage, play = case.ready()
+        before = case.kit.look()
+        with _traced(stage, tracing.Tracing(case.kit.machines, point, name)) as traced:
+            run = stage.run(play.call)
+        reached = traced.reached()
+        line = f"{name} {point}: {reached or 'not reached this time'}: status {run.status}"
+        survived(case, stage, play, before, run, line)
+        case.counts["kills"] -= not reached
+        case.counts["kills at a system call"] += bool(reached)
+
+
+@contextlib.contextmanager
+def _traced(stage: Stage, traced: tracing.Tracing) -> Iterator[tracing.Tracing]:
+    stage.under = traced.under
+    try:
+        with traced:
+            yield traced
+    finally:
+        stage.under = []
 
 
 @each(lambda scene: scene.streams)
@@ -72,13 +138,12 @@ def test_kill_in_stream(case: Case) -> None:
     run = stage.run(play.call)
     works(case, run, play)
     total = case.kit.moved(play) - before
-    if total < 16 * MIB:
+    if total < ENOUGH:
         case.log.append("no bytes move: the storage has them already")
         return
     random_ = random.Random(f"{case.label}{case.kit.options.seed}")
-    for number in range(IN_STREAM[case.kit.options.profile]):
-        moved = int(total * random_.uniform(0.01, 0.9))
-        case.log.append("stream: " + _kill(case, HOWS[number % len(HOWS)], True, moved=moved))
+    count = IN_STREAM[case.kit.options.profile]
+    _often(count, lambda how: _kill(case, how, moved=int(total * random_.uniform(0.01, 0.9)), total=total))
 
 
 @each(lambda scene: scene.streams and scene.kind == "tm")
@@ -90,13 +155,10 @@ def test_cut_connection(case: Case) -> None:
     def cut(case: Case, process: object) -> None:
         case.signal_hosts(signal.SIGKILL, lambda words: words[0].startswith("sshd:"))
 
-    run, arrived = case.kill(play, cut, moved=16 * MIB)
-    case.log.append(f"status {run.status}, {run.seconds:.1f} s after its start; {arrived / MIB:.1f} MiB had arrived")
+    run, arrived = case.kill(play, cut, moved=ENOUGH)
+    line = f"cut: status {run.status}, {run.seconds:.1f} s after its start; {arrived / MIB:.1f} MiB had arrived"
     if run.seconds > 60:
         raise Wrong(f"it notices only after {run.seconds:.0f} s that the connection is gone")
-    play.safe()
-    if run.status == 0:
-        play.verify(run)
-    again = stage.run(play.call)
-    works(case, again, play)
-    clean(case, play, before, again)
+    survived(case, stage, play, before, run, line)
+    case.counts["kills"] -= 1
+    case.counts["cuts"] += arrived >= 0
