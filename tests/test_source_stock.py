@@ -196,6 +196,18 @@ def test_22_the_length_of_an_error_page_is_no_size(web: Web, cloud: Cloud) -> No
     assert cloud.refused(url, action="stat") == 13
 
 
+def test_an_image_that_is_larger_than_its_size_is_told(web: Web, cloud: Cloud) -> None:
+    """Its SIZE is from `stat`, which a packer's mark may have misled, or from a user."""
+    path = cloud.work / "files/image"
+    path.write_bytes(content())
+    for size, is_told in ((2, True), (4, False), (0, False)):
+        text = dump(cloud.base, {"PATH": path, "SIZE": size})
+        done = run_action("datastore/fs/cp", "42", env=cloud.env, input=text)
+        assert done.status == 0
+        assert ("the image has 4 MiB, but its SIZE is 2" in done.stderr) == is_told
+        Path(done.stdout.split()[0]).unlink()
+
+
 def test_an_import_never_holds_a_second_copy(web: Web, cloud: Cloud) -> None:
     """All that the datastore, TMPDIR and /var/tmp have, named or not, while 192 MiB come packed."""
     data = os.urandom(MIB) * 192
