@@ -20,6 +20,7 @@ PIECE = 1 << 20
 _FED = 64 << 10
 
 _LARGE = 8 << 20  # bytes for which it is worth to start a thread
+_SLOW = ("gzip", "bzip2", "xz")  # the others unpack 1 GB/s, and a thread costs them a third of that
 
 _DIGITS = {"md5": 32, "sha1": 40, "sha256": 64}
 
@@ -65,8 +66,8 @@ class Unpacked:
     def _unpacked(self) -> Iterator[bytes]:
         data = self._head or self._fetched()
         if self._decompressor:
-            is_large = self._source.size is None or self._source.size >= _LARGE
-            yield from (self._beside if is_large else self._inline)(self._decompressor, data)
+            is_work = self.kind in _SLOW and (self._source.size is None or self._source.size >= _LARGE)
+            yield from (self._beside if is_work else self._inline)(self._decompressor, data)
             self._decompressor.finish()
             return
         while data:
