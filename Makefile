@@ -43,7 +43,7 @@ lint: $(VENV)/ready
 
 bench:
 	@tests/packages demo
-	@$(PYTHON) benchmarks/run $(PART) $(if $(STOCK),--stock $(STOCK))
+	@$(PYTHON) benchmarks/$(if $(filter import,$(PART)),import,run $(PART)) $(if $(STOCK),--stock $(STOCK))
 
 generated:
 	@PYTHONPATH=lib $(PYTHON) -m madrigal.drivers --write

@@ -172,3 +172,16 @@ def test_hosts_are_reached_by_the_link(hosts: Hosts) -> None:
         assert subprocess.run(argv, capture_output=True).returncode == 255
         assert link.count()["cuts"] == 1
     subprocess.run(argv, capture_output=True, check=True)
+
+
+def test_an_import_of_every_kind_is_measured_beside_the_pipe(tmp_path: Path) -> None:
+    argv = [sys.executable, f"{TREE}/benchmarks/import", "--rounds", "1", "--size", "12"]
+    done = subprocess.run([*argv, "--result", str(tmp_path / "found")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    imports = json.loads((tmp_path / "found").read_text())["imports"]
+    kinds = [f"{kind}{more}" for kind in ("plain", "gz", "xz", "zst") for more in ("", ", digest")]
+    assert set(imports) == {*kinds, "plain, to qcow2", "gz, to qcow2"}
+    for found in imports.values():
+        assert set(found) == {"pipe", "ours"}
+        assert found["ours"]["requests"] == 1
+        assert found["ours"]["cpu"] > 0

@@ -423,25 +423,48 @@ def test_rm_ends_an_import_that_its_front_end_has_given_up(store: Store) -> None
     assert store.left() == []
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    """A tmpfs of 4 MiB, which needs a mount namespace."""
-    store = Store(tmp_path, "current")
-    store.base.mkdir(parents=True)
-    path = store.file("image.gz", gzip.compress(os.urandom(8 * MIB)))
-    text = dump(store.base, {"PATH": path})
-    (tmp_path / "dump").write_bytes(text)
-    script = (
-        'mount -t tmpfs -o size=4m tmpfs "$1" || exit 99; "$2" "$3" 42 <"$4"; status=$?; ls -A "$1"; exit "$status"'
-    )
+def within_tmpfs(store: Store, size: str, image: Path, template: Mapping[str, object], then: str) -> Done:
+    """cp of IMAGE into a tmpfs of SIZE, which needs a mount namespace; THEN: what a shell does with that, "$1"."""
+    store.base.mkdir(parents=True, exist_ok=True)
+    (store.work / "dump").write_bytes(dump(store.base, {"PATH": image}, None, template))
+    script = f'mount -t tmpfs -o size={size} tmpfs "$1" || exit 99'
+    script += f'; "$2" "$3" 42 <"$4" >"$5"; status=$?; {then}; exit "$status"'
     user = [] if os.getuid() == 0 else ["--map-root-user"]
     tree = Path(__file__).resolve().parent.parent
     argv = ["unshare", *user, "--mount", "sh", "-c", script, "-", str(store.base), "/usr/bin/python3"]
-    argv += [str(tree / "datastore/fs/cp"), str(tmp_path / "dump")]
+    argv += [str(tree / "datastore/fs/cp"), str(store.work / "dump"), str(store.work / "answer")]
     done = subprocess.run(argv, capture_output=True, text=True, env=store.env)
     if done.returncode == 99 or "unshare" in done.stderr:
         pytest.skip(f"this machine forbids a mount namespace: {done.stderr.strip()}")
-    assert (done.returncode, done.stdout) == (12, ""), done
-    assert "free some space" in check_stderr(Done(done.returncode, "", done.stderr), "cp")
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path, "current")
+    path = store.file("image.gz", gzip.compress(os.urandom(8 * MIB)))
+    done = within_tmpfs(store, "4m", path, {}, 'ls -A "$1"')
+    assert (done.status, done.stdout) == (12, ""), done
+    assert "free some space" in check_stderr(Done(done.status, "", done.stderr), "cp")
+
+
+@pytest.mark.parametrize(("packed", "driver"), [("gz", "qcow2"), ("", "qcow2"), ("qcow2", "raw"), ("vmdk", "raw")])
+def test_an_import_that_is_converted_needs_no_room_for_a_second_copy(tmp_path: Path, packed: str, driver: str) -> None:
+    """192 MiB of data, where 240 MiB fit; the stock driver needs them twice."""
+    store = Store(tmp_path, "current")
+    raw = store.file("image", b"")
+    with raw.open("wb") as file:
+        for _ in range(192):
+            file.write(os.urandom(MIB))
+            file.seek(MIB // 2, os.SEEK_CUR)
+    path = raw.with_suffix(f".{packed}") if packed else raw
+    if packed == "gz":
+        path.write_bytes(gzip.compress(raw.read_bytes(), 0))
+    elif packed:
+        qemu_img("convert", "-f", "raw", "-O", packed, raw, path)
+    same = f"qemu-img compare -f raw -F {driver} '{raw}' \"$1\"/*"
+    done = within_tmpfs(store, "240m", path, {"DRIVER": driver}, same)
+    assert (done.status, done.stdout) == (0, "Images are identical.\n"), done
+    assert (tmp_path / "answer").read_text().split()[1] == driver
 
 
 def test_the_dummy_driver_answers_what_front_ends_expect(store: Store) -> None:

@@ -217,6 +217,9 @@ CALLS: dict[str, Callable[[str], object]] = {
     "create": lambda format: image.create("/nowhere/image", format, MIB, "", *PATIENCE),
     "convert from": lambda format: image.convert("/nowhere/image", format, "/nowhere/target", "raw", *PATIENCE),
     "convert to": lambda format: image.convert("/nowhere/image", "raw", "/nowhere/target", format, *PATIENCE),
+    "convert_range from": lambda format: image.convert_range("/nowhere/image", format, "/x", "raw", 0, 1, *PATIENCE),
+    "convert_range to": lambda format: image.convert_range("/nowhere/image", "vdi", "/x", format, 0, 1, *PATIENCE),
+    "extents": lambda format: image.extents("/nowhere/image", format, 0, *PATIENCE),
     "grow": lambda format: image.grow("/nowhere/image", format, MIB, *PATIENCE),
     "resize": lambda format: image.resize("/nowhere/image", format, MIB, False, *PATIENCE),
     "overlay": lambda format: image.overlay("/nowhere/image", MIB, "/x", format, "", *PATIENCE),
@@ -253,7 +256,7 @@ def test_every_function_has_its_row_and_a_mandatory_format() -> None:
 
 @pytest.mark.parametrize("format", ["vmdk", "vdi"])
 def test_images_are_made_raw_or_qcow2_only(format: str) -> None:
-    for name in ("create", "convert to", "grow", "resize"):
+    for name in ("create", "convert to", "convert_range to", "grow", "resize"):
         with pytest.raises(UsageError, match="it must be raw, qcow2"):
             CALLS[name](format)
 
@@ -336,6 +339,14 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             lambda: image.convert("/a", "raw", "/b", "qcow2", *PATIENCE),
             ["convert", "-q", "-f", "raw", "-O", "qcow2", "--", "/a", "/b"],
+        ),
+        (
+            lambda: image.convert_range("/a,b", "vdi", "/c", "raw", 1024, 2048, *PATIENCE),
+            [
+                *("convert", "-q", "-n", "--target-is-zero", "--image-opts", "--target-image-opts", "-W", "--"),
+                "driver=raw,offset=1024,size=1024,file.driver=vdi,file.file.driver=file,file.file.filename=/a,,b",
+                "driver=raw,offset=1024,file.driver=file,file.filename=/c",
+            ],
         ),
     ],
 )

@@ -285,6 +285,28 @@ def test_a_file_that_is_also_a_vdi_is_refused(tmp_path: Path, name: str) -> None
         inspect(path)
 
 
+PARTITIONED = {
+    "mbr": (446, b"\x80\1\1\0\x83".ljust(64, b"\0") + b"\x55\xaa"),
+    "gpt": (512, b"EFI PART\0\0\1\0"),
+}
+
+
+@pytest.mark.parametrize("table", PARTITIONED)
+@pytest.mark.parametrize("format", ["qcow2", "qcow", "qed", "vdi", "vpc", "vhdx", "vmdk", "parallels"])
+def test_an_image_that_is_also_a_disk_with_partitions_is_refused(tmp_path: Path, format: str, table: str) -> None:
+    """Whoever takes it for raw sees other data in it, as the format inspectors of OpenStack have it."""
+    path = tmp_path / "image"
+    qemu_img("create", "-q", "-f", format, path, SIZE)
+    inspect(path)
+    with pytest.raises(BadImage, match="and a disk with partitions at once"):
+        inspect(patched(path, PARTITIONED[table]))
+
+
+def test_a_disk_with_partitions_may_be_an_iso_or_raw(tmp_path: Path) -> None:
+    for format, path in (("iso", iso(tmp_path)), ("raw", made(tmp_path, bytes(MIB)))):
+        assert check_import(patched(path, *PARTITIONED.values())).format == format
+
+
 CUT = {
     "qcow2": (8, 47, 48, 103),
     "qed": (4, 63),
@@ -387,6 +409,8 @@ def embedded_vmdk(tmp_path: Path, change: tuple[bytes, bytes], capacity: int | N
     ("change", "capacity", "refers"),
     [
         ((b'SPARSE "image"', b'FLAT "/etc/shadow" 0'), 0, "extent '/etc/shadow'"),
+        ((b'SPARSE "image"', b'FLAT "image" 0'), None, "extent 'image'"),
+        ((b'SPARSE "image"', b'VMFSRDM "image"'), None, "extent 'image'"),
         ((b'SPARSE "image"', b'SPARSE "../secret"'), None, "extent '../secret'"),
         ((b'SPARSE "image"', b'SPARSE "image"\nRW 1 SPARSE "second"'), None, "extent 'image'"),
         ((b'createType="monolithicSparse"', b'createType="monolithicFlat"'), None, "extent 'image'"),

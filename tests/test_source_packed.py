@@ -9,6 +9,7 @@ import lzma
 import os
 import random
 import subprocess
+import threading
 import time
 import tracemalloc
 from pathlib import Path
@@ -18,6 +19,23 @@ from sources import MIB, PACKERS, TERMS, content, drain, packed
 
 from madrigal.errors import BadImage, MissingProgram
 from madrigal.source import codec, schemes, stream
+
+
+@pytest.fixture(params=["inline", "beside"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to unpack: what is large is unpacked in another thread."""
+    monkeypatch.setattr(stream, "_LARGE", 0 if request.param == "beside" else 1 << 40)
+
+
+def test_who_stops_in_the_middle_leaves_no_thread(tmp_path: Path) -> None:
+    path = tmp_path / "image.gz"
+    path.write_bytes(packed(content(20 * MIB), "gzip"))
+    before = threading.active_count()
+    with schemes.open(str(path), TERMS) as opened:
+        pieces = stream.pieces(opened, decompress=True, digests={})
+        next(pieces)
+        pieces.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("packer", PACKERS)

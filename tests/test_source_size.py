@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import random
 import subprocess
 import time
@@ -99,21 +100,85 @@ def pack(path: Path, to: Path, *argv: str) -> Path:
 MARKS = ["zstd -1", "zstd -1 -B1M --no-check", "lz4 -1 --content-size"]
 
 
-@pytest.mark.parametrize("packer", MARKS)
-def test_what_packers_write_down_is_believed_and_nothing_more_is_fetched(tmp_path: Path, web: Web, packer: str) -> None:
-    with (tmp_path / "image").open("wb") as file:
+@pytest.fixture(scope="module")
+def ext4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A disk of 512 MiB that says so, and has 24 MiB that do not pack."""
+    path = tmp_path_factory.mktemp("ext4") / "image"
+    path.touch()
+    os.truncate(path, 512 * MIB)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", path], check=True, timeout=60)
+    with path.open("r+b") as file:
+        file.seek(200 * MIB)
         file.write(random.Random(1).randbytes(24 * MIB))
-        file.truncate(512 * MIB)
-    path = pack(tmp_path / "image", tmp_path / "packed", *packer.split())
+    return path
+
+
+@pytest.mark.parametrize("packer", MARKS)
+def test_what_packers_write_down_is_believed_if_the_disk_says_the_same(
+    ext4: Path, tmp_path: Path, web: Web, packer: str
+) -> None:
+    path = pack(ext4, tmp_path / "packed", *packer.split())
     url = web.file("/image", path.read_bytes())
     assert size.virtual_size(url, NO_FILE) == 512 * MIB
     assert web.sent < 16 * MIB
     start = time.process_time()
     assert size.virtual_size(str(path), TERMS) == 512 * MIB
     assert time.process_time() - start < 1
-    twice = tmp_path / "twice"
-    twice.write_bytes(path.read_bytes() * 2)
-    assert size.virtual_size(str(twice), TERMS) == 1 << 30
+
+
+@pytest.mark.parametrize("packer", MARKS)
+def test_of_a_disk_that_says_nothing_all_frames_pass_by_and_none_is_unpacked(
+    tmp_path: Path, web: Web, packer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They pack so well that the first could be all of the file."""
+    monkeypatch.setattr(size, "_COUNTED", 0)
+    with (tmp_path / "image").open("wb") as file:
+        file.write(random.Random(1).randbytes(24 * MIB))
+        file.truncate(512 * MIB)
+    one = pack(tmp_path / "image", tmp_path / "packed", *packer.split()).read_bytes()
+    for number, times in enumerate((1, 2, 3)):
+        url = web.file(f"/{number}", one * times)
+        web.sent, start = 0, time.process_time()
+        assert size.virtual_size(url, NO_FILE) == times * 512 * MIB
+        assert web.sent < 1.1 * times * len(one) + MIB
+        assert time.process_time() - start < 3
+        path = tmp_path / "many"
+        path.write_bytes(one * times)
+        assert size.virtual_size(str(path), TERMS) == times * 512 * MIB
+
+
+@pytest.mark.parametrize("packer", MARKS)
+def test_what_grew_by_another_frame_or_member_has_the_size_of_both(
+    ext4: Path, tmp_path: Path, web: Web, packer: str
+) -> None:
+    """The first of them is what the disk says, and the second is small."""
+    more = tmp_path / "more"
+    more.write_bytes(bytes(3 * MIB))
+    body = pack(ext4, tmp_path / "packed", *packer.split()).read_bytes()
+    body += pack(more, tmp_path / "more.packed", *packer.split()).read_bytes()
+    assert size.virtual_size(web.file("/image", body), NO_FILE) == 515 * MIB
+
+
+def test_a_second_member_of_gzip_is_seen_although_it_ends_as_the_first(ext4: Path, tmp_path: Path, web: Web) -> None:
+    """As much again: the end says what the disk does."""
+    one = pack(ext4, tmp_path / "packed", "gzip", "-1").read_bytes()
+    zeros = gzip.compress(bytes(512 * MIB), 9)
+    assert size.virtual_size(web.file("/one", one), NO_FILE) == 512 * MIB
+    assert size.virtual_size(web.file("/two", one + zeros), NO_FILE) == 1024 * MIB
+    path = tmp_path / "two"
+    path.write_bytes(one + zeros)
+    assert size.virtual_size(str(path), TERMS) == 1024 * MIB
+
+
+def test_frames_without_a_size_of_their_own_are_not_left_out(tmp_path: Path, web: Web) -> None:
+    """From a pipe neither packer knows how much comes."""
+    data = content(6 * MIB)
+    known, unknown = packed(data, "zstd", f"--stream-size={len(data)}"), packed(data, "zstd")
+    assert size.virtual_size(web.file("/unknown", unknown + known), NO_FILE) == 12 * MIB
+    with pytest.raises(NotSupported, match="not all in it says its own: give SIZE"):
+        size.virtual_size(web.file("/known", known + unknown), NO_FILE)
+    skipped = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"abcd"
+    assert size.virtual_size(web.file("/skipped", skipped + known + skipped + known), NO_FILE) == 12 * MIB
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import signal
+import tarfile
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -173,11 +176,83 @@ def test_12_and_9_nothing_is_left_by_what_fails_or_is_ended(web: Web, cloud: Clo
     go.set()
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:1/$(touch pwned)",
+        "http://127.0.0.1:1/a\nb",
+        "http://$(touch pwned)/image",
+        "http://127.0.0.1:1/';touch pwned;'",
+        "ssh://$(touch pwned):/image",
+        "ssh://-oProxyCommand=touch${IFS}pwned:/image",
+        "ssh://host:/x';touch pwned;'\n",
+        "s3://bucket';touch pwned;'/key",
+        "rbd://host/pool/image",
+        "-o /x http://host",
+    ],
+)
+def test_4_and_5_a_url_is_a_url_whatever_is_in_it(cloud: Cloud, url: str) -> None:
+    for action in ("cp", "stat"):
+        assert cloud.refused(url, action=action) in (2, 10, 13, 20, 21)
+    assert list(cloud.work.rglob("pwned")) == []
+
+
+def test_7_directories_are_directories_and_no_patterns(cloud: Cloud) -> None:
+    files = cloud.work / "files"
+    for name in ("safe", "safer", "s.fe"):
+        (files / name).mkdir()
+        (files / name / "image").write_bytes(content())
+    link = files / "safe/link"
+    link.symlink_to(files / "safer/image")
+    rules = {"SAFE_DIRS": f"{files}/safe", "RESTRICTED_DIRS": "/"}
+    for action in ("cp", "stat"):
+        for path in (files / "safer/image", files / "s.fe/image", link, "/etc/shadow", f"ssh://localhost:{link}"):
+            assert cloud.refused(path, {}, rules, action=action) == 21
+    assert cloud.act("cp", files / "safe/image", None, rules).status == 0
+
+
+def test_14_a_name_is_one_image_s_and_an_image_is_never_written_over(cloud: Cloud) -> None:
+    """The stock driver names images after the second, and writes over what has the name."""
+    path = cloud.work / "files/image"
+    path.write_bytes(content())
+    names = set()
+    for number in (42, 43):
+        text = dump(cloud.base, {"PATH": path, "ID": number})
+        done = run_action("datastore/fs/cp", str(number), env=cloud.env, input=text)
+        assert done.status == 0
+        names.add(done.stdout.split()[0])
+    assert len(names) == 2
+    path.write_bytes(b"something else")
+    again = cloud.act("cp", path)
+    assert again.status == 0
+    assert Path(again.stdout.split()[0]).read_bytes() == content()
+
+
 def test_15_the_source_is_asked_once(web: Web, cloud: Cloud) -> None:
     for number, data in enumerate((content(), gzip.compress(content()))):
         web.asked.clear()
         assert cloud.imported(web.file(f"/{number}", data)) == content()
         assert len(web.asked) == 1
+
+
+def test_16_an_archive_is_one_file_and_no_name_in_it_a_path(web: Web, cloud: Cloud) -> None:
+    for name, times in (("../../pwned", 1), ("/pwned", 1), ("image", 2)):
+        data = io.BytesIO()
+        with tarfile.open(fileobj=data, mode="w") as archive:
+            for number in range(times):
+                about = tarfile.TarInfo(f"{name}{number or ''}")
+                about.size = len(content())
+                archive.addfile(about, io.BytesIO(content()))
+        assert cloud.refused(web.page("/image.tar", data.getvalue())) == 41
+    assert list(cloud.work.rglob("pwned*")) == []
+
+
+def test_17_what_does_not_move_is_left(web: Web, cloud: Cloud) -> None:
+    cloud.env["MADRIGAL_STALL_TIMEOUT"] = "1"
+    silent = web.raw("/image", b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + bytes(1000), 60.0)
+    began = time.monotonic()
+    assert cloud.refused(silent) == 124
+    assert time.monotonic() - began < 10
 
 
 def test_18_every_part_of_the_way_is_checked(web: Web, cloud: Cloud) -> None:
@@ -194,6 +269,24 @@ def test_21_asking_for_a_size_leaves_nothing(web: Web, cloud: Cloud) -> None:
 def test_22_the_length_of_an_error_page_is_no_size(web: Web, cloud: Cloud) -> None:
     url = web.raw("/image", b"HTTP/1.1 404 Not Found\r\nContent-Length: 5000000\r\n\r\n" + bytes(5000))
     assert cloud.refused(url, action="stat") == 13
+
+
+@pytest.mark.parametrize("to", ["file:///etc/passwd", "ftp://127.0.0.1/x", "dict://127.0.0.1:11211/stat"])
+def test_25_redirects_lead_to_web_servers_only(web: Web, cloud: Cloud, to: str) -> None:
+    for action in ("cp", "stat"):
+        assert cloud.refused(web.redirect("/image", to), action=action) == 21
+
+
+def test_an_image_that_is_larger_than_its_size_is_told(web: Web, cloud: Cloud) -> None:
+    """Its SIZE is from `stat`, which a packer's mark may have misled, or from a user."""
+    path = cloud.work / "files/image"
+    path.write_bytes(content())
+    for size, is_told in ((2, True), (4, False), (0, False)):
+        text = dump(cloud.base, {"PATH": path, "SIZE": size})
+        done = run_action("datastore/fs/cp", "42", env=cloud.env, input=text)
+        assert done.status == 0
+        assert ("the image has 4 MiB, but its SIZE is 2" in done.stderr) == is_told
+        Path(done.stdout.split()[0]).unlink()
 
 
 def test_an_import_never_holds_a_second_copy(web: Web, cloud: Cloud) -> None:

@@ -58,11 +58,13 @@ def run(
     waiting: "Optional[Callable[[], None]]" = None,
     patient: bool = False,
     errors: "Optional[int]" = None,
+    output: "Optional[int]" = None,
 ) -> Result:
     """Run ARGV to its end within TIMEOUT seconds; if PATIENT, as long as it does not pause its I/O for so long.
 
     PASS_FDS: descriptors it inherits.  ERRORS: an open file that takes its stderr, while its stdout is dropped; nobody
-    waits then for what it leaves running.  WHAT: what the user reads that failed (default: the program's name).
+    waits then for what it leaves running.  OUTPUT: an open file that takes its stdout.  WHAT: what the user reads that
+    failed (default: the program's name).
     WAITING is called now and then and may raise.  Raises CommandFailed for a status other than 0 (unless
     CHECK is false), DeadlineExceeded, MissingProgram; whatever is raised, the process group is gone then.
     """
@@ -73,7 +75,7 @@ def run(
         process = subprocess.Popen(
             list(argv),
             stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
-            stdout=subprocess.PIPE if errors is None else subprocess.DEVNULL,
+            stdout=output if output is not None else subprocess.PIPE if errors is None else subprocess.DEVNULL,
             stderr=subprocess.PIPE if errors is None else errors,
             env=environment(),
             pass_fds=pass_fds,

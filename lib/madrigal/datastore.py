@@ -165,6 +165,14 @@ class Request:
         format = self.needs("IMAGE/FORMAT")
         return ("raw", "swap") if format == "swap" else (format, self.image.fs)
 
+    def compare_size(self, disk: int | None) -> None:
+        """Say so if the DISK that was imported has more bytes than its SIZE, which a packer may have made us say."""
+        size = self.image.size
+        if size and disk is not None and disk > size * MIB:
+            messages.log(
+                f"the image has {mib(disk)} MiB, but its SIZE is {size}: quotas count less than it takes", "WARN"
+            )
+
     @property
     def terms(self) -> Terms:
         """What may be imported, and how."""

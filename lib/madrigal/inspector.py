@@ -30,6 +30,7 @@ _MAGIC = {
     b"WithouFreSpacExt": "parallels",
 }
 _VDI_MAGIC = b"\x7f\x10\xda\xbe"
+_MAY_BE_PARTITIONED = ("iso", "luks")  # a hybrid; salt is as it comes
 _VOLUME_DESCRIPTORS = (b"CD001", b"BEA01", b"NSR02", b"NSR03")  # ISO 9660 and UDF
 
 # qcow2: dirty, corrupt, external data file, compression type, extended L2 entries
@@ -171,6 +172,8 @@ def _inspect(file: _File) -> Found:
         formats.append("vmdk descriptor")
     if file.read(0x8001, 5) in _VOLUME_DESCRIPTORS:
         formats.append("iso")
+    if formats and formats[0] not in _MAY_BE_PARTITIONED and _is_partitioned(head):
+        formats.append("a disk with partitions")
     if len(formats) > 1:
         raise BadImage(f"the image is {' and '.join(formats)} at once: it is not what it seems to be")
     if not formats:
@@ -179,6 +182,15 @@ def _inspect(file: _File) -> Found:
     if found.virtual_size >= 1 << 63:
         raise BadImage(f"the {found.format} image claims a size of {found.virtual_size} bytes: its header is damaged")
     return found
+
+
+def _is_partitioned(head: bytes) -> bool:
+    """Whether a file that begins with HEAD is a disk with a partition table to whoever reads it as raw."""
+    entries = [head[start : start + 16] for start in range(446, 510, 16)]
+    is_mbr = head[510:512] == b"\x55\xaa" and any(
+        entry[:1] in (b"\0", b"\x80") and entry[4:5] > b"\0" for entry in entries
+    )
+    return is_mbr or head[512:520] == b"EFI PART"
 
 
 def _plain(format: str) -> Callable[[_File], Found]:
@@ -274,7 +286,7 @@ def _is_descriptor(head: bytes) -> bool:
 
 def _descriptor(file: _File) -> Found:
     text = file.read(0, min(file.size, 64 << 10))
-    sectors, names = _extents(text)
+    sectors, names, _ = _extents(text)
     return Found("vmdk", sectors * 512, f"extent {names[0]}" if names else "the files its descriptor lists")
 
 
@@ -283,15 +295,16 @@ def _quoted(line: bytes) -> str:
     return _name(line.partition(b'"')[2].partition(b'"')[0] or line.partition(b"\n")[0])
 
 
-def _extents(text: bytes) -> tuple[int, list[str]]:
-    """The sectors and the names of the files that a VMDK descriptor puts together."""
-    sectors, names = 0, []
+def _extents(text: bytes) -> tuple[int, list[str], set[bytes]]:
+    """The sectors, the names and the kinds of the files that a VMDK descriptor puts together."""
+    sectors, names, kinds = 0, [], set()
     for line in text.split(b"\n"):
         words = line.split(None, 3)
         if len(words) > 2 and words[0].upper() in (b"RW", b"RDONLY", b"NOACCESS"):
             sectors += int(words[1][:18]) if words[1].isdigit() else 0
             names.append(_quoted(line))
-    return sectors, names
+            kinds.add(words[2].upper())
+    return sectors, names, kinds
 
 
 def _vmdk(file: _File) -> Found:
@@ -310,8 +323,10 @@ def _vmdk(file: _File) -> Found:
     kind = lower.partition(b"createtype")[2].partition(b"\n")[0].strip(b' \t\r="')
     if not kind:
         raise BadImage("the vmdk image has an empty descriptor: it is a part of a disk, or damaged")
-    _, names = _extents(text.partition(b"\0")[0])
-    if kind not in (b"monolithicsparse", b"streamoptimized") or len(names) > 1 or "/" in "".join(names):
+    _, names, kinds = _extents(text.partition(b"\0")[0])
+    # the one extent there may be is this file
+    is_alone = len(names) <= 1 and "/" not in "".join(names) and kinds <= {b"SPARSE"}
+    if kind not in (b"monolithicsparse", b"streamoptimized") or not is_alone:
         return Found("vmdk", capacity * 512, f"extent {names[0]}" if names else f"create type {_name(kind)}")
     if not capacity:  # then qemu follows the descriptor
         raise BadImage("the vmdk image has no size: its header is damaged")

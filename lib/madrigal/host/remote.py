@@ -37,6 +37,7 @@ HOST_PART = (
     "onhost.device",
     "onhost.copy",
     "onhost.image",
+    "onhost.consume",
     "onhost.filesystem",
     "onhost.guest",
     "onhost.chain",

@@ -160,16 +160,21 @@ class Zeros:
         write_zeros(self._fd, last, end)
 
     def _punch(self, start: int, length: int) -> None:
-        import ctypes  # here, because os has no fallocate with a mode
-
-        library = ctypes.CDLL(None, use_errno=True)
-        fallocate = getattr(library, "fallocate64", library.fallocate)
-        if fallocate(self._fd, _PUNCH_HOLE, ctypes.c_int64(start), ctypes.c_int64(length)):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        punch(self._fd, start, length)
 
     def _zero_out(self, start: int, length: int) -> None:
         fcntl.ioctl(self._fd, _BLKZEROOUT, struct.pack("QQ", start, length))
+
+
+def punch(fd: int, start: int, length: int) -> None:
+    """Make a hole of LENGTH bytes from START on in the file or device FD."""
+    import ctypes  # here, because os has no fallocate with a mode
+
+    library = ctypes.CDLL(None, use_errno=True)
+    fallocate = getattr(library, "fallocate64", library.fallocate)
+    if fallocate(fd, _PUNCH_HOLE, ctypes.c_int64(start), ctypes.c_int64(length)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def write(fd: int, view: memoryview, offset: int) -> None:

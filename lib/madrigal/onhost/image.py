@@ -9,6 +9,7 @@ WAITING is called now and then while qemu-img works and may raise; TIMEOUT is se
 
 import os
 import re
+import signal
 import stat
 import struct
 
@@ -18,7 +19,7 @@ from madrigal.onhost import lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, List, Optional, Tuple
+    from typing import Callable, Iterator, List, Optional, Tuple
 
     from madrigal.command import Result
 
@@ -30,6 +31,7 @@ _BACKING_FORMAT = 0xE2792ACA
 _DATA_FILE = 4  # of the incompatible features
 _STEP = 1 << 30  # bytes that are reserved at a time
 _MEMORY = 2 << 30  # bytes of address space; converting 100 GiB of qcow2 needs 400 MB
+_TEXT = 32 << 20  # bytes of a list of an image's pieces, a hundred or so for each
 _OPTIONS = {
     "raw": ("extent_size_hint", "nocow", "preallocation"),
     "qcow2": (
@@ -111,6 +113,69 @@ def convert(
         # for 700 MB of data in 8 GiB; into raw 0.29 s against 1.15 s.
         arguments.append("-W")
     _believe(_run("convert", arguments + ["--", _file(source), _file(target)], waiting, timeout), target, target_format)
+
+
+def convert_range(
+    source: str,
+    source_format: str,
+    target: str,
+    target_format: str,
+    start: int,
+    end: int,
+    waiting: "Callable[[], None]",
+    timeout: float,
+) -> None:
+    """Write what the disk in SOURCE has from START to END to the same place of TARGET, where there are only zeros.
+
+    Raises NotSupported if this qemu-img cannot leave zeros out of an image that exists.
+    """
+    # raw, on top of the format that is given: a window
+    arguments = ["-n", "--target-is-zero", "--image-opts", "--target-image-opts"]
+    if _format(target_format, _MADE) == "raw":
+        arguments.append("-W")
+    window = "driver=raw,offset={},".format(start)
+    if source_format == "raw":
+        end = min(end, os.stat(source).st_size)
+    # a raw image may end within a sector, of which a window knows nothing
+    length = "size={},".format(end - start) if (end - start) % 512 == 0 else ""
+    try:
+        _run(
+            "convert",
+            arguments + ["--", window + length + _node(source, source_format), window + _node(target, target_format)],
+            waiting,
+            timeout,
+        )
+    except CommandFailed as error:
+        if b"unrecognized option" not in error.result.stderr:
+            raise
+        raise NotSupported("this qemu-img is older than 5.0") from None
+
+
+def extents(
+    path: str, format: str, room: int, waiting: "Callable[[], None]", timeout: float
+) -> "Iterator[Tuple[int, int, Optional[int]]]":
+    """(start, length, offset) of every piece of the disk in the image at PATH, in order.
+
+    The offset is where it lies in the file, None if that is not to be told, -1 for zeros.  ROOM: an empty file to work
+    in.  Raises NotSupported if there are very many.
+    """
+    try:
+        _run("map", ["-f", _format(format), "--output=json", "--", _file(path)], waiting, timeout, room)
+    except CommandFailed as error:
+        if error.result.status != 128 + signal.SIGXFSZ:
+            raise
+        raise NotSupported("the image is in very many pieces") from None
+    return _listed(room)
+
+
+def _listed(fd: int) -> "Iterator[Tuple[int, int, Optional[int]]]":
+    import json
+
+    with open(fd, "rb", closefd=False) as lines:
+        lines.seek(0)
+        for line in lines:  # each has one
+            about = json.loads(line.strip(b"[],\n").decode())
+            yield about["start"], about["length"], about.get("offset") if about["data"] else -1
 
 
 def grow(path: str, format: str, size: int, waiting: "Callable[[], None]", timeout: float) -> None:
@@ -242,6 +307,12 @@ def _file(path: str) -> str:
     return os.path.join(os.getcwd(), path)
 
 
+def _node(path: str, format: str) -> str:
+    """What a window on the image at PATH lies on, as an option; a comma in a name is written twice."""
+    file = "driver=file,file.filename=" if format == "raw" else "driver={},file.file.driver=file,file.file.filename="
+    return "file." + file.format(_format(format)) + _file(path).replace(",", ",,")
+
+
 def _options(text: str, format: str) -> "List[str]":
     """The arguments for `cluster_size=2M,compat=1.1`, which an administrator may have written with `-o` before it.
 
@@ -279,13 +350,18 @@ def _moved(done: "Result", path: str, name: str) -> None:
         raise CommandFailed("qemu-img said that all went well, but {} lies on what it did".format(path), done)
 
 
-def _run(command: str, arguments: "List[str]", waiting: "Callable[[], None]", timeout: float) -> "Result":
+def _run(
+    command: str, arguments: "List[str]", waiting: "Callable[[], None]", timeout: float, output: "Optional[int]" = None
+) -> "Result":
     # The image may be anybody's: what it makes qemu-img allocate has an end (CVE-2015-5162 was one without).
-    argv = ["prlimit", "--as={}".format(_MEMORY), "qemu-img", command, "-q"] + arguments
+    limits = ["prlimit", "--as={}".format(_MEMORY)]
+    if output is not None:
+        limits += ["--fsize={}".format(_TEXT), "--core=0"]
+    argv = limits + ["qemu-img", command] + ([] if command == "map" else ["-q"]) + arguments
     what = "qemu-img {}".format(command)
     # The locks go along: if we are killed, what it still writes stays ours until it has ended.
     fds = lock.inherited()
-    result = run(argv, timeout, what=what, pass_fds=fds, waiting=waiting, patient=True, check=False)
+    result = run(argv, timeout, what=what, pass_fds=fds, waiting=waiting, patient=True, check=False, output=output)
     if not result.status:
         return result
     complaint = result.complaint()

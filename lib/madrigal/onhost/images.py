@@ -111,7 +111,6 @@ class Images:
 
         ALLOCATE: without holes.
         """
-        from madrigal.onhost import copy
 
         arrived, self._session.arrived = self._session.arrived, None
         if arrived is None:
@@ -121,8 +120,12 @@ class Images:
         else:
             made = self._session.part(path, "converted", beside=arrived if isinstance(arrived, Part) else None)
             if format != driver:
-                image.convert(arrived.path, format, made.path, driver, self._waiting, self._timeouts["work"])
+                from madrigal.onhost import consume
+
+                consume.convert(arrived, format, made.path, driver, self._waiting, self._timeouts["work"])
             else:
+                from madrigal.onhost import copy
+
                 copy.copy_file(arrived.fd, made.fd, self._waiting)
             arrived.discard()
         self._session.publish(made, preallocate=_preallocated(driver, allocate))

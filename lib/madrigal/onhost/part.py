@@ -151,7 +151,7 @@ class Nameless:
 
     def __init__(self, undo: "Undo", directory: str) -> None:
         self._undo = undo
-        self.fd = _nameless(directory)
+        self.fd = nameless(directory)
         undo.push(self.discard)
 
     @property
@@ -164,7 +164,8 @@ class Nameless:
         os.close(self.fd)
 
 
-def _nameless(directory: str) -> int:
+def nameless(directory: str) -> int:
+    """A new file without a name in DIRECTORY, open."""
     try:
         return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:

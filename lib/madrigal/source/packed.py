@@ -1,15 +1,21 @@
 """How long something packed will be, from what its packer wrote down: a few bytes are read, none unpacked.
 
-xz has an index at its end.  zstd and lz4 frames may begin with it.  gzip ends with it modulo 4 GiB, of its last member
-alone; so what the beginning of the disk says (a GPT, a file system) has to agree.
+xz has an index at its end.  zstd and lz4 frames may begin with it, but nothing says how many frames there are: from far
+away all of them have to pass by, unless what the beginning of the disk says (a GPT, a file system) agrees with the
+first.  gzip ends with it modulo 4 GiB, of its last member alone; so the disk has to agree with that.
 """
 
 from __future__ import annotations
 
+import re
 import zlib
+
+from madrigal.errors import NotSupported
 
 TYPE_CHECKING = False  # as typing's, without importing it
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from madrigal.source.schemes import Source
 
 _INDEX = 16 << 20
@@ -18,13 +24,23 @@ _INDEX = 16 << 20
 _RATIO = 1032
 """How much deflate can make of a byte."""
 
+_TAIL = 1 << 20
+"""The bytes at the end in which another member or frame would be seen, if it is a small one."""
+
+_PASSED = 4 << 30
+"""The most bytes that pass by for the headers in them."""
+
 
 class _Odd(Exception):
     """The marks are missing, or not what the format says."""
 
 
-def length(source: Source, kind: str, head: bytes) -> int | None:
-    """The bytes that SOURCE, packed by KIND (codec.kind), will have; HEAD are the first of them.  None: unpack it."""
+def length(source: Source, kind: str, head: bytes, begun: bytes | None, seen: Callable[[bytes], object]) -> int | None:
+    """The bytes that SOURCE, packed by KIND (codec.kind), will have; HEAD are the first of them.  None: unpack it.
+
+    BEGUN: what has been read of it, None if that was too much to keep.  If the rest is, SEEN is called with that, and
+    the source is of no other use then.  Raises NotSupported if it turns out to have no size.
+    """
     reader = {"xz": _xz, "zstd": _frames, "lz4": _frames, "gzip": _gzip}.get(kind)
     if reader is None or source.size is None:
         return None
@@ -32,7 +48,25 @@ def length(source: Source, kind: str, head: bytes) -> int | None:
         found = reader(_Marks(source, source.size), head)
     except _Odd:
         return None
+    except _Unsure:
+        if source.size > _PASSED or begun is None:
+            return None
+        return _passed(source, _Passing(source, source.size, begun, seen), head)
     return found if found >= len(head) else None
+
+
+def _passed(source: Source, marks: _Passing, head: bytes) -> int:
+    try:
+        found = _frames(marks, head)
+        if found >= len(head):
+            return found
+    except _Odd:
+        pass
+    raise NotSupported(f"the size of {source.name} is not known, as not all in it says its own: give SIZE")
+
+
+class _Unsure(Exception):
+    """There may be more than one can see from here."""
 
 
 class _Marks:
@@ -50,6 +84,29 @@ class _Marks:
         if data is None or len(data) < length:
             raise _Odd
         return data
+
+
+class _Passing(_Marks):
+    """The same, read to its end, forwards: what has been asked for before goes."""
+
+    def __init__(self, source: Source, size: int, begun: bytes, seen: Callable[[bytes], object]) -> None:
+        super().__init__(source, size)
+        self.is_near = True
+        self._seen, self._start, self._kept = seen, 0, bytearray(begun)
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset < self._start or offset + length > self.size:
+            raise _Odd
+        while self._start + len(self._kept) < offset + length:
+            gone = min(offset - self._start, len(self._kept))
+            del self._kept[:gone]
+            self._start += gone
+            data = self._source.read(1 << 20)
+            if not data:
+                raise _Odd
+            self._seen(data)
+            self._kept += data
+        return bytes(self._kept[offset - self._start : offset - self._start + length])
 
 
 # -- xz -----------------------------------------------------------------------------------------------------------
@@ -101,14 +158,14 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
 # -- zstd and lz4 -------------------------------------------------------------------------------------------------
 
 
-def _frames(marks: _Marks, _head: bytes) -> int:
-    """The sum of all frames; from far away of the first, which must be long enough to be the only one."""
+def _frames(marks: _Marks, head: bytes) -> int:
+    """The sum of all frames; from far away the first, if the disk itself says that it is all."""
     total, at = 0, 0
     while at < marks.size:
         start = marks.read(at, min(32, marks.size - at)).ljust(32, b"\0")
         if start[1:4] == b"\x2a\x4d\x18" and start[0] & 0xF0 == 0x50:
             if not marks.is_near:
-                raise _Odd
+                raise _Unsure
             at += 8 + _le(start[4:8])
             continue
         if start.startswith(b"\x28\xb5\x2f\xfd"):
@@ -118,8 +175,11 @@ def _frames(marks: _Marks, _head: bytes) -> int:
         else:
             raise _Odd
         if not marks.is_near:
-            if marks.size > size + size // 128 + (1 << 16):
-                raise _Odd  # no packer makes so much of so little
+            # no packer makes more of anything than this
+            if size not in _said(head) or marks.size > size + size // 128 + (1 << 16):
+                raise _Unsure
+            if _has_another(marks, re.escape(start[:4])):
+                raise _Unsure
             return size
         end = _lz4_end if start[0] == 0x04 else _zstd_end
         total, at = total + size, end(marks, at + blocks, start[4])
@@ -166,11 +226,19 @@ def _lz4_end(marks: _Marks, at: int, flags: int) -> int:
 
 def _gzip(marks: _Marks, head: bytes) -> int:
     """What the disk's own beginning says, if the end of the file and what deflate can do agree with it."""
+    if _has_another(marks, rb"\x1f\x8b\x08[\x00-\x1f]"):
+        raise _Odd
     modulo = _le(marks.read(marks.size - 4, 4))
     for size in _said(head):
         if size % (1 << 32) == modulo and marks.size * 0.99 - 4096 < size <= marks.size * _RATIO:
             return size
     raise _Odd
+
+
+def _has_another(marks: _Marks, start: bytes) -> bool:
+    """Whether something that begins with START, a pattern, may be at the end, behind what begins the file."""
+    tail = min(_TAIL, marks.size - 4)
+    return re.search(start, marks.read(marks.size - tail, tail), re.DOTALL) is not None
 
 
 def _said(head: bytes) -> list[int]:

@@ -27,7 +27,13 @@ def virtual_size(url: str, terms: Terms, decompress: bool = True, rate: int | No
     with schemes.open(url, terms, min(_STALL, deadline.stall()), rate) as source:
         local = source.local_fd is not None
         time = deadline.Deadline(_LOCAL if local else _REMOTE, f"finding the size of {source.name}")
-        stream = Unpacked(source, decompress, lambda _: time.left())
+        begun = _Begun()
+
+        def seen(data: bytes) -> None:
+            time.left()
+            begun.add(data)
+
+        stream = Unpacked(source, decompress, seen)
         if source.local_fd is not None and not stream.packed:
             return inspector.check_import(source.local_fd).virtual_size
         head, enough, found = bytearray(), 64 << 10, None
@@ -51,7 +57,7 @@ def virtual_size(url: str, terms: Terms, decompress: bool = True, rate: int | No
         if stream.kind and not stream.archive:
             from madrigal.source import packed
 
-            if (length := packed.length(source, stream.kind, bytes(head))) is not None:
+            if (length := packed.length(source, stream.kind, bytes(head), begun.taken(), seen)) is not None:
                 return length
         if not local and (source.size is None or source.size > _COUNTED):
             reason = "it is packed" if stream.packed else "its server does not say it"
@@ -61,6 +67,24 @@ def virtual_size(url: str, terms: Terms, decompress: bool = True, rate: int | No
             time.left()
             size += len(piece)
         return size
+
+
+class _Begun:
+    """What has been read of a source, as long as it is little."""
+
+    def __init__(self) -> None:
+        self._data: bytearray | None = bytearray()
+
+    def add(self, data: bytes) -> None:
+        if self._data is not None:
+            self._data += data
+            if len(self._data) > 2 * _MOST:
+                self._data = None
+
+    def taken(self) -> bytes | None:
+        """All of it, None if it was not little.  Nothing more is kept."""
+        data, self._data = self._data, None
+        return None if data is None else bytes(data)
 
 
 def _whole(head: bytearray) -> inspector.Found:

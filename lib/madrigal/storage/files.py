@@ -32,12 +32,16 @@ def path_of(base_path: str, time: int, image_id: int) -> str:
 
 
 class Stored:
-    """An image of the datastore.  `size`: bytes of the file; of a directory, those of its files."""
+    """An image of the datastore.  `size`: bytes of the file; of a directory, those of its files.
 
-    def __init__(self, path: str, format: str, size: int) -> None:
+    `disk`: the bytes that a VM will see, None if that was not looked at.
+    """
+
+    def __init__(self, path: str, format: str, size: int, disk: int | None = None) -> None:
         self.path = path
         self.format = format
         self.size = size
+        self.disk = disk
 
 
 class Store:
@@ -149,9 +153,8 @@ class Store:
                 self._session.receive(frames, path=path, staging=self._staging if there else "")
             found = arrival.found() if is_disk else None
         format, wanted = _formats(found, driver)
-        return Stored(
-            path, wanted, self._last("adopt", path=path, format=format, driver=wanted, allocate=self._allocate)
-        )
+        size = self._last("adopt", path=path, format=format, driver=wanted, allocate=self._allocate)
+        return Stored(path, wanted, size, found.virtual_size if found else None)
 
     def make(self, path: str, format: str, size: int, fs: str, fs_options: list[str]) -> None:
         """Make PATH an empty image of SIZE bytes with the file system FS (or `swap`) in it."""
