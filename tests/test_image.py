@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import contextlib
 import json
 import os
 import random
@@ -351,8 +352,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_the_exact_call_and_its_limits(fake: Path, call: Callable[[], object], argv: list[str]) -> None:
-    """One that does nothing is not believed."""
-    with pytest.raises(CommandFailed, match="said that all went well, but has not made /"):
+    """One that does nothing is not believed, where a file tells that."""
+    tells = contextlib.nullcontext() if "--image-opts" in argv else pytest.raises(CommandFailed, match="has not made /")
+    with tells:
         call()
     said, memory, _ = json.loads((fake / "log").read_text())
     assert said == argv
