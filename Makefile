@@ -26,7 +26,7 @@ test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 -m "not long and not thorough" $(TESTS)
 
 test-long: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -q -m "long and not thorough" $(TESTS)
+	$(VENV)/bin/python -m pytest -q -n 2 -m "long and not thorough" $(TESTS)
 
 check: $(VENV)/ready
 	PYTHONPATH=lib $(VENV)/bin/python -m madrigal check -j 2
