@@ -140,7 +140,10 @@ class Cloud:
             with open(f"{self.work}/vm.xml", "rb") as file:
                 return file.read()
 
-        self._answering = rpc.Answering("token", {"vm": show})
+        def show_datastore(ident: int | str) -> bytes:
+            return f"<DATASTORE><ID>{ident}</ID></DATASTORE>".encode()
+
+        self._answering = rpc.Answering("token", {"vm": show, "datastore": show_datastore})
 
     def _write(self, name: str, text: str, mode: int) -> None:
         with open(os.open(f"{self.work}/{name}", os.O_WRONLY | os.O_CREAT, mode), "w") as file:
