@@ -123,7 +123,7 @@ def lives(trees: dict[str, str], tm_mad: str, rounds: int, work: str) -> dict[st
     os.environ["PATH"] += "".join(f":{tree}/bin" for tree in trees.values())
     # Without its libraries a stock `onevm` fails, its drivers do not mind, and look faster than they are.
     libraries = [f"{tree}/ruby{part}" for tree in trees.values() for part in ("", "/cli")]
-    os.environ["RUBYLIB"] = ":".join([*os.environ.get("RUBYLIB", "").split(":"), *filter(os.path.isdir, libraries)])
+    os.environ["RUBYLIB"] = ":".join(filter(os.path.isdir, [*os.environ.get("RUBYLIB", "").split(":"), *libraries]))
     try:
         meters = {name: Meter() for name in trees}
         with contextlib.ExitStack() as stack:

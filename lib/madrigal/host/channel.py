@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import time
 
 from madrigal.errors import DeadlineExceeded, Forbidden, HostKeyRefused, HostUnreachable, MadrigalError, MissingProgram
-from madrigal.onhost import stream
+from madrigal.onhost import pipe
 
 _BLOCK = 1 << 20
-_F_SETPIPE_SZ = 1031
-_MUCH, _BREATH = _BLOCK // 4, 0.0005  # bytes, seconds
 
 # What ssh says, and what that is.
 _CROWDED = (
@@ -34,10 +31,7 @@ class Channel:
         self._buffer = bytearray()
         os.set_blocking(stdin, False)
         for fd in (stdin, stdout):
-            try:
-                fcntl.fcntl(fd, _F_SETPIPE_SZ, _BLOCK)
-            except OSError:
-                pass  # the user's share of pipe memory is used up: smaller pieces then
+            pipe.widen(fd)
 
     # -- what a transport knows ------------------------------------------------------------------------------
 
@@ -98,14 +92,9 @@ class Channel:
         left = [memoryview(part) for part in data]
         while left:
             try:
-                count = os.writev(self._stdin, left)
+                left = pipe.put(self._stdin, left)
             except BlockingIOError:
                 self._wait_for(self._stdin, select.POLLOUT, timeout)
-                continue
-            left = stream.rest(left, count)
-            if left and count < _MUCH:
-                # It is read in small pieces: giving each its successor at once takes more CPU than anything else here.
-                time.sleep(_BREATH)
 
     def close_stdin(self) -> None:
         if self._stdin >= 0:

@@ -79,7 +79,7 @@ class SshChannel(Channel):
             self.wait(0.2)
         except DeadlineExceeded:
             os.kill(self._pid, signal.SIGTERM)
-            self.wait(10)
+            self._status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 
     def stderr(self) -> bytes:
         return os.pread(self._errors, 1 << 16, max(0, os.fstat(self._errors).st_size - (1 << 16)))

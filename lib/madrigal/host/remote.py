@@ -31,6 +31,7 @@ HOST_PART = (
     "onhost.blocks",
     "onhost.pace",
     "onhost.squeeze",
+    "onhost.pipe",
     "onhost.stream",
     "onhost.receiver",
     "onhost.survey",

@@ -179,35 +179,8 @@ def alike(ours: "List[int]", theirs: "List[int]") -> float:
     return sum(same) / len(same) if same else 0.0
 
 
-class Lacking:
-    """The blocks that a file, as describe() has it, does not have, where there is another file to take them from."""
-
-    def __init__(self, described: "Dict[str, Any]") -> None:
-        self._block: int = described["block"]
-        self._kind = described["kind"]
-        self._digests = binascii.a2b_base64(described["digests"])
-
-    def filled_with(self, described: "Dict[str, Any]") -> "Dict[str, Any]":
-        """What describe() would say if they were taken from a file that is DESCRIBED, in blocks of the same size."""
-        others = bytearray(binascii.a2b_base64(described["digests"]))
-        others.extend(bytes(max(len(self._digests) - len(others), 0)))
-        for start in range(0, len(self._digests), SIZE):
-            if self._digests[start : start + SIZE] != _NOTHING:
-                others[start : start + SIZE] = self._digests[start : start + SIZE]
-        return {"block": self._block, "kind": self._kind, "digests": _text(others)}
-
-    def within(self, start: int, end: int) -> "Iterator[Tuple[int, int]]":
-        """(from, to) of what is in such blocks between START and END."""
-        while start < end:
-            number = start // self._block
-            stop = min((number + 1) * self._block, end)
-            if (self._digests[number * SIZE : (number + 1) * SIZE] or _NOTHING) == _NOTHING:
-                yield start, stop
-            start = stop
-
-
 class Known:
-    """What describe() says of a file, to be compared with another."""
+    """What describe() says of a file, to be compared with another, or to be completed by one."""
 
     def __init__(self, described: "Dict[str, Any]") -> None:
         self.block: int = described["block"]
@@ -232,6 +205,24 @@ class Known:
                 yield stop, stop, True
         if state != _SAME:
             yield begun, end, state == _BARE
+
+    def filled_with(self, described: "Dict[str, Any]") -> "Dict[str, Any]":
+        """What describe() would say if what it lacks were taken from a file DESCRIBED in blocks of the same size."""
+        others = bytearray(binascii.a2b_base64(described["digests"]))
+        others.extend(bytes(max(len(self._digests) - len(others), 0)))
+        for start in range(0, len(self._digests), SIZE):
+            if self._digests[start : start + SIZE] != _NOTHING:
+                others[start : start + SIZE] = self._digests[start : start + SIZE]
+        return {"block": self.block, "kind": self._kind, "digests": _text(others)}
+
+    def lacking(self, start: int, end: int) -> "Iterator[Tuple[int, int]]":
+        """(from, to) of what is in blocks between START and END of which it has nothing."""
+        while start < end:
+            number = start // self.block
+            stop = min((number + 1) * self.block, end)
+            if (self._digests[number * SIZE : (number + 1) * SIZE] or _NOTHING) == _NOTHING:
+                yield start, stop
+            start = stop
 
     def _compared(self, start: int, end: int, reader: "Reader") -> "List[Tuple[int, int]]":
         numbers = range(start // self.block, -(-end // self.block))

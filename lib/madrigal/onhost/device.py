@@ -138,7 +138,10 @@ class Zeros:
         self._fd = fd
         sector = struct.unpack("i", fcntl.ioctl(fd, _BLKSSZGET, b"\0" * 4))[0]
         self._unit = max(sector, _PAGE)  # a page is never written and zeroed by turns
-        self._ways: "List[Callable[[int, int], None]]" = [self._punch, self._zero_out]
+        self._ways: "List[Callable[[int, int], None]]" = [
+            lambda start, length: punch(fd, start, length),
+            self._zero_out,
+        ]
 
     def make(self, start: int, end: int) -> None:
         """Zeros from START to END."""
@@ -158,9 +161,6 @@ class Zeros:
         else:
             write_zeros(self._fd, first, last)
         write_zeros(self._fd, last, end)
-
-    def _punch(self, start: int, length: int) -> None:
-        punch(self._fd, start, length)
 
     def _zero_out(self, start: int, length: int) -> None:
         fcntl.ioctl(self._fd, _BLKZEROOUT, struct.pack("QQ", start, length))

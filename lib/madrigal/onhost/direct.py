@@ -5,7 +5,6 @@ passes its stdin, which is the connection, on to the worker it finds.  So it is 
 wherever the name leads to; requests and answers go between the workers and the front-end as ever.
 """
 
-import fcntl
 import io
 import json
 import os
@@ -15,7 +14,7 @@ import struct
 import time
 
 from madrigal.errors import DeadlineExceeded, HostUnreachable, MadrigalError, explain
-from madrigal.onhost import stream
+from madrigal.onhost import pipe, stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ MARKER = "madrigal relay, ready"
 _OPTIONS = ("ControlMaster=no", "ControlPath=none", "StrictHostKeyChecking=yes", "UpdateHostKeys=no", "CheckHostIP=no")
 # The last three: ssh is to write no known_hosts on a host, whatever the configuration there says.
 
-_SETPIPE_SZ = 1031
-_PIPE = 1 << 20
 _TICK = 1.0  # seconds between two looks whether the front-end is still there
 _COMING = 10.0  # seconds for what the relay has announced to be here
 
@@ -59,11 +56,16 @@ class Direct:
         from madrigal.onhost.ssh import ciphers, options
 
         argv = ["ssh"] + options(seconds, *_OPTIONS) + ["-c", ciphers(), "--", host, command]
-        pipe = subprocess.PIPE
         env = programs.environment()
         try:
             ssh = subprocess.Popen(
-                argv, stdin=pipe, stdout=pipe, stderr=pipe, env=env, bufsize=0, start_new_session=True
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=env,
+                bufsize=0,
+                start_new_session=True,
             )
         except OSError as error:
             return {"missing": error.strerror}
@@ -71,10 +73,7 @@ class Direct:
         self._undo.push(self._end)
         for file in (ssh.stdin, ssh.stdout, ssh.stderr):
             os.set_blocking(file.fileno(), False)  # type: ignore[union-attr]
-        try:
-            fcntl.fcntl(ssh.stdin, _SETPIPE_SZ, _PIPE)  # type: ignore[arg-type]
-        except OSError:
-            pass  # the user's share of pipe memory is used up: smaller pieces then
+        pipe.widen(ssh.stdin.fileno())  # type: ignore[union-attr]
         text = program.encode()
         try:
             self._write(b"%d\n%s" % (len(text), text))
@@ -147,7 +146,7 @@ class Direct:
                 self._next = time.monotonic() + _TICK
                 self._waiting(bytes=count)
             try:
-                sent = os.writev(fd, parts)
+                parts = pipe.put(fd, parts)
             except BlockingIOError:
                 if _ready(fd, select.POLLOUT, _TICK / 2):
                     continue
@@ -158,9 +157,6 @@ class Direct:
             except BrokenPipeError:
                 text = "the connection to {} broke: {}".format(self._host, self._said() or "it was closed there")
                 raise HostUnreachable(text) from None
-            parts = stream.rest(parts, sent)
-            if parts and sent < _PIPE // 4:
-                time.sleep(0.0005)  # as host/channel.py does
 
     def _said(self) -> str:
         """The last line that ssh has written, which has ended or will."""

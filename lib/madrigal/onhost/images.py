@@ -111,7 +111,6 @@ class Images:
 
         ALLOCATE: without holes.
         """
-
         arrived, self._session.arrived = self._session.arrived, None
         if arrived is None:
             raise AssertionError("nothing has arrived")

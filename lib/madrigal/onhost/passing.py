@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterator, List, Optional, Union
 
-    from madrigal.onhost.blocks import Lacking
+    from madrigal.onhost.blocks import Known
     from madrigal.onhost.device import Device
     from madrigal.onhost.direct import Direct
     from madrigal.onhost.guest import Guest
@@ -34,8 +34,8 @@ class Passing(Holding):
     _compared: "Dict[int, List[int]]" = {}
     """What those were when they were compared (blocks.identity)."""
 
-    _lacking: "Dict[str, Lacking]" = {}
-    """Which blocks of those files an interrupted run has not brought."""
+    _brought: "Dict[str, Known]" = {}
+    """What an interrupted run has brought of those files."""
 
     _begun: "Optional[Part]" = None
     """What an interrupted run has left of what is received next."""
@@ -125,7 +125,7 @@ class Passing(Holding):
         """
         from madrigal.onhost import blocks
 
-        block, found, self._lacking = blocks.block_of(sum(map(os.path.getsize, files.values()))), {}, {}
+        block, found, self._brought = blocks.block_of(sum(map(os.path.getsize, files.values()))), {}, {}
         if self._begun:
             found = blocks.describe_all(self._begun.path, self._waiting, block)
         self._basis = {within: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for within, path in files.items()}
@@ -135,8 +135,8 @@ class Passing(Holding):
             if described is None or (found and described["block"] != block):
                 described = blocks.describe(fd, self._waiting, block)
             if within in found:
-                self._lacking[within] = blocks.Lacking(found[within])
-                described = self._lacking[within].filled_with(described)
+                self._brought[within] = blocks.Known(found[within])
+                described = self._brought[within].filled_with(described)
             found[within] = described
         return found
 
@@ -217,7 +217,7 @@ class Passing(Holding):
         directory, name = os.path.split(path)
         (basis, begun), self._basis, self._begun = (self._basis, self._begun), None, None
         into = self._device(path, device) if device is not None else None
-        receiver = Receiver(self._undo, directory, name, source, staging or "", basis, begun, into, self._lacking)
+        receiver = Receiver(self._undo, directory, name, source, staging or "", basis, begun, into, self._brought)
         for frame in frames:
             receiver.take(*frame)
         made = receiver.finish()

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional, Union
 
-    from madrigal.onhost.blocks import Lacking
+    from madrigal.onhost.blocks import Known
     from madrigal.onhost.device import Device
     from madrigal.onhost.stream import Payload
     from madrigal.onhost.undo import Undo
@@ -28,7 +28,7 @@ class Receiver:
     SOURCE: what the data are of, if the part is to stay when this is interrupted; BEGUN: the part of the same that is
     gone on with.  STAGING: a file is made without a name in that directory.  BASIS: open files by
     path within the stream; of such a path the frames have only what is not the same in the file, or, of a file that is
-    in BEGUN, in what is LACKING there.  DEVICE: a file is written there.
+    in BEGUN, in what that lacks, of which BROUGHT tells.  DEVICE: a file is written there.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Receiver:
         basis: "Optional[Dict[str, int]]" = None,
         begun: "Optional[Part]" = None,
         device: "Optional[Device]" = None,
-        lacking: "Optional[Dict[str, Lacking]]" = None,
+        brought: "Optional[Dict[str, Known]]" = None,
     ) -> None:
         self._undo, self._directory, self._name, self._device = undo, directory, name, device
-        self._lacking = lacking or {}
+        self._brought = brought or {}
         self._source, self._staging, self._basis, self._begun = source, staging, basis or {}, begun
         self.part: "Optional[Union[Part, Nameless, Device]]" = None
         self.about: "Dict[str, Any]" = {}
@@ -126,8 +126,8 @@ class Receiver:
         fill, zero = None, write_zeros if there else None
         old = self._basis.get(about["path"])
         if old is not None:
-            if about["path"] in self._lacking:
-                fill = _filling(self._lacking[about["path"]], copy.Filler(old, fd).fill)
+            if about["path"] in self._brought:
+                fill = _filling(self._brought[about["path"]], copy.Filler(old, fd).fill)
             elif copy.clone(old, fd):
                 zero = write_zeros
             else:
@@ -159,11 +159,11 @@ class Receiver:
         return self.part
 
 
-def _filling(lacking: "Lacking", fill: "Fill") -> "Fill":
-    """FILL, of blocks that are LACKING alone."""
+def _filling(brought: "Known", fill: "Fill") -> "Fill":
+    """FILL, of what was not BROUGHT alone."""
 
     def filling(start: int, end: int) -> None:
-        for span in lacking.within(start, end):
+        for span in brought.lacking(start, end):
             fill(*span)
 
     return filling

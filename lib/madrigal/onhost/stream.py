@@ -70,14 +70,6 @@ def parse(data: "Payload") -> "Tuple[bytes, int, int]":
     return kind, offset, length
 
 
-def rest(views: "List[memoryview]", count: int) -> "List[memoryview]":
-    """What is left of VIEWS when the first COUNT bytes have been written."""
-    left = list(views)
-    while left and count >= len(left[0]):
-        count -= len(left.pop(0))
-    return [left[0][count:]] + left[1:] if left else []
-
-
 def extents(fd: int, start: int, end: int) -> "Iterator[Tuple[int, int]]":
     """(offset, length) of what is allocated from START to END in a file, at most CHUNK each and within one CHUNK."""
     offset = start

@@ -8,7 +8,6 @@ host has sent to another.  After an error, or when stdin ends before `done`, eve
 taken back and the process ends.
 """
 
-import fcntl
 import json
 import os
 import select
@@ -17,7 +16,7 @@ import sys
 import time
 
 from madrigal.errors import Deleted, HostUnreachable, MadrigalError, explain
-from madrigal.onhost import stream
+from madrigal.onhost import pipe, stream
 from madrigal.onhost.session import Session
 
 TYPE_CHECKING = False
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 
 HEARTBEAT = 5.0  # seconds
-_SETPIPE_SZ = 1031
 _said = 0.0
 
 
@@ -66,7 +64,10 @@ def _serve(session: Session, inp: "BinaryIO") -> bool:
     try:
         directly = arguments.pop("directly", False)  # from or to another host
         if method in ("receive", "lane"):
-            inp = session.direct("arriving") if directly else inp
+            if directly:
+                inp = session.direct("arriving")
+            else:
+                pipe.widen(inp.fileno())
             arguments["frames"] = _frames(inp)
         result = getattr(session, method)(**arguments)
         if method == "send" and not directly:
@@ -105,10 +106,6 @@ def _write(data: "Union[bytes, memoryview]") -> None:
 
 
 def _frames(inp: "BinaryIO") -> "Iterator[Frame]":
-    try:
-        fcntl.fcntl(inp.fileno(), _SETPIPE_SZ, stream.CHUNK)
-    except OSError:
-        pass  # no pipe, or the user's share of pipe memory is used up: smaller pieces then
     header, payload = memoryview(bytearray(stream.HEADER.size)), memoryview(bytearray(stream.CHUNK))
     while True:
         _read(inp, header)
@@ -132,7 +129,7 @@ def _write_frames(frames: "Iterator[Frame]") -> None:
         for kind, offset, payload in frames:
             left = [memoryview(stream.header(kind, offset, len(payload))), memoryview(payload)]
             while left:
-                left = stream.rest(left, os.writev(1, left))
+                left = pipe.put(1, left)
     except (OSError, MadrigalError) as error:
         known = explain(error) if isinstance(error, OSError) else error
         payload = json.dumps([type(known).__name__, str(known)]).encode()

@@ -44,7 +44,6 @@ def survived(case: Case, stage: Stage, play: Play, before: World, run: Run, line
         clean(case, play, before, again)
     except Wrong as error:
         raise Wrong(f"killed: {line}\n{error}") from None
-    case.counts["kills"] += 1
     case.log.append(line)
 
 
@@ -57,10 +56,9 @@ def _kill(case: Case, how: str, seconds: float = 0, moved: int = 0, total: int =
     at = f"when {arrived / MIB:.1f} MiB had arrived" if arrived > 0 else "before bytes had arrived"
     line = f"{how}, after {run.seconds:.3f} s, {at if arrived >= 0 else 'too late, it had ended'}: status {run.status}"
     survived(case, stage, play, before, run, f"{'stream: ' if total else ''}{line}")
-    if not in_time:
-        case.counts["kills"] -= 1
-    elif total:
-        case.counts["kills in a stream"] += 1
+    case.counts["kills"] += in_time
+    if total:
+        case.counts["kills in a stream"] += in_time
     return in_time
 
 
@@ -116,7 +114,7 @@ def test_kill_at_call(case: Case) -> None:
         reached = traced.reached()
         line = f"{name} {point}: {reached or 'not reached this time'}: status {run.status}"
         survived(case, stage, play, before, run, line)
-        case.counts["kills"] -= not reached
+        case.counts["kills"] += bool(reached)
         case.counts["kills at a system call"] += bool(reached)
 
 
@@ -160,5 +158,4 @@ def test_cut_connection(case: Case) -> None:
     if run.seconds > 60:
         raise Wrong(f"it notices only after {run.seconds:.0f} s that the connection is gone")
     survived(case, stage, play, before, run, line)
-    case.counts["kills"] -= 1
     case.counts["cuts"] += arrived >= 0
