@@ -333,6 +333,15 @@ def test_what_cannot_be_packed_goes_as_it_is(
     assert b"P" not in kinds
 
 
+def test_what_was_misjudged_once_is_soon_tried_again() -> None:
+    squeezer, noise, words = squeeze.Squeezer(), os.urandom(1000), b"word " * 10000
+    squeezer.sent(64 * MIB, 1000)
+    assert squeezer.packed(noise) is None and squeezer.packed(words) is None
+    assert squeezer.packed(words), "one piece was left out"
+    assert [squeezer.packed(noise) for _ in range(4)] == [None] * 4
+    assert [bool(squeezer.packed(words)) for _ in range(3)] == [False, True, True]
+
+
 def test_packed_data_that_are_damaged() -> None:
     squeezer = squeeze.Squeezer()
     assert squeezer.packed(b"word " * 10000) is None, "nobody knows the way yet"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Payload = Union[bytes, memoryview]
 
 _WINDOW = 4 << 20  # bytes over which the speed of the way is taken; fewer only fill a pipe
-_WAIT = 64  # pieces that go as they are after one that was not worth it
+_WAIT = 64  # pieces at most that go as they are after some that were not worth it
 _GAIN = 0.9  # of the time without packing that is worth the trouble
 _SAMPLE = 64 << 10  # bytes of a piece that are packed to see what that gives
 _FASTEST = 400e6  # bytes a second, on a way that is faster nothing is worth packing
@@ -28,7 +28,7 @@ class Squeezer:
     def __init__(self) -> None:
         self._sent, self._took = 0, 0.0
         self._speed = 0.0  # bytes a second on the way
-        self._wait = 0
+        self._wait, self._pause = 0, 1
 
     def packed(self, data: "Payload") -> "Optional[bytes]":
         """DATA packed, or None if they should go as they are."""
@@ -38,8 +38,10 @@ class Squeezer:
             self._wait -= 1
             return None
         if self._pays(data[:_SAMPLE]):
+            self._pause = 1
             return zlib.compress(data, 1)
-        self._wait = _WAIT
+        # So little is soon misjudged, by a process that wants the processor at that moment.
+        self._wait, self._pause = self._pause, min(2 * self._pause, _WAIT)
         return None
 
     def _pays(self, data: "Payload") -> bool:
