@@ -71,8 +71,13 @@ def datastore_document(ds_id: int, template: Mapping[str, object]) -> bytes:
 
 
 @contextlib.contextmanager
-def front_end(directory: Path, *documents: bytes) -> Iterator[dict[str, str]]:
-    """A front-end that knows these VMs and datastores; gives the variables that lead an action to it."""
+def front_end(
+    directory: Path, *documents: bytes, answers: Sequence[str] = ("vm", "datastore")
+) -> Iterator[dict[str, str]]:
+    """A front-end that knows these VMs and datastores; gives the variables that lead an action to it.
+
+    ANSWERS: what it tells about; it refuses to talk about anything else.
+    """
     known = {
         (
             document[1:].partition(b">")[0].decode().lower(),
@@ -90,7 +95,7 @@ def front_end(directory: Path, *documents: bytes) -> Iterator[dict[str, str]]:
         return show
 
     (directory / "one_auth").write_text("oneadmin:token\n")
-    answering = rpc.Answering("token", {kind: of(kind) for kind in ("vm", "datastore")})
+    answering = rpc.Answering("token", {kind: of(kind) for kind in answers})
     try:
         yield {"ONE_XMLRPC": answering.url, "ONE_AUTH": str(directory / "one_auth")}
     finally:

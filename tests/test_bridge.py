@@ -888,6 +888,36 @@ def test_a_host_mounts_what_a_disk_needs(driver: str, at: Bridged, tmp_path: Pat
     at.hosts.run(name, ["umount", f"{root}/1"])
 
 
+@pytest.mark.parametrize("action", ["clone", "ln"])
+def test_a_disk_that_needs_no_mount_is_made_though_nobody_says_so(at: Bridged, tmp_path: Path, action: str) -> None:
+    """A front-end that tells of VMs and refuses to tell of datastores: a driver that never asked made the disk too."""
+    root = at.hosts.datastores
+    there = at.hosts.on("host01", root)
+    (there / "1").mkdir()
+    qemu_img("create", "-q", "-f", "qcow2", there / "1/image", "1M")
+    known = vm_document(17, {0: {"FORMAT": "qcow2", "SOURCE": f"{root}/1/image", "CLONE": "NO"}})
+    argv = [f"tm/shared/{action}", f"fe:{root}/1/image", f"host01:{root}/0/17/disk.0", "17", "1"]
+    try:
+        with front_end(tmp_path, known, answers=["vm"]) as asked:
+            done = run_action(*argv, env={**at.env, **asked})
+        assert (done.status, check_stderr(done, action)) == (0, ""), done
+        assert os.path.lexists(there / "0/17/disk.0")
+        warned = [line for line in done.stderr.splitlines() if line.startswith(f"WARN: {action}: ")]
+        assert len(warned) == 1 and "NFS_AUTO_ENABLE" in warned[0] and "one.datastore.info" in warned[0], done
+        # what the front-end does not know is not to be mounted, and that is no news
+        with front_end(tmp_path, known) as asked:
+            done = run_action(*argv, env={**at.env, **asked})
+        assert (done.status, "WARN" in done.stderr) == (0, False), done
+        # where a mount would have been needed, nothing is made in its place
+        shutil.rmtree(there / "1")
+        with front_end(tmp_path, known, answers=["vm"]) as asked:
+            done = run_action(*argv, env={**at.env, **asked})
+        assert (done.status, "is its datastore mounted" in check_stderr(done, action)) == (30, True), done
+    finally:
+        for name in ("0", "1"):
+            shutil.rmtree(there / name, ignore_errors=True)
+
+
 def test_a_mount_that_fails_is_said(at: Bridged) -> None:
     path, _ = fake_sudo(at, "echo 'mount.nfs: access denied by server' >&2; exit 32")
     at.env["PATH"] = path

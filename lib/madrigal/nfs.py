@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from madrigal.config import Options
-from madrigal.errors import ConfigError, NotFound
+from madrigal.errors import ConfigError, MadrigalError, NotFound
 from madrigal.location import fix_dir_slashes
+from madrigal.messages import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def share(options: Options) -> tuple[str, str] | None:
 def mount(host: Host, root: str, ds_ids: Iterable[int]) -> None:
     """Have HOST mount those of the datastores DS_IDS at ROOT/<id> that are to be mounted by who works there.
 
-    Raises InUse if something else is mounted there, and MadrigalError if it cannot be mounted.
+    A front-end that does not tell is a WARN line: mounting is an extra, and without it nothing is made in the place
+    of an image that is not there.  Raises InUse if something else is mounted there, and MadrigalError if it cannot be
+    mounted.
     """
     from madrigal import dump, frontend
 
@@ -44,6 +47,9 @@ def mount(host: Host, root: str, ds_ids: Iterable[int]) -> None:
             known = frontend.datastore(ds_id)
         except NotFound:
             continue  # then nobody says that it is to be mounted
+        except MadrigalError as error:
+            log(f"whether datastore {ds_id} has NFS_AUTO_ENABLE is not known, so nothing is mounted: {error}", "WARN")
+            break  # of another one it would not tell either
         mad = known.text("DS_MAD")
         found = share(Options("datastore", mad if dump.is_mad(mad) else "fs", datastore=known))
         if found:
