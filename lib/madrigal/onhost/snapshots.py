@@ -173,6 +173,8 @@ class Links:
         for step in steps:
             if step[0] == "rebase":
                 self._disk.check(step[1])
+        if steps:
+            self._work.forget_digest(self._disk.home)  # what lay on the snapshot is written anew
         return self._carry_out(steps)
 
     def flatten(self, snapshot: int) -> bool:
