@@ -720,6 +720,51 @@ def test_export_of_a_chain_that_leads_elsewhere_is_refused(at: Bridged) -> None:
         at.fails(41, "lies on", "export", image, bridges="")
 
 
+# -- snapshots of images -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("driver", ["raw", "chain"])
+def test_snapshots_of_an_image_on_a_host(driver: str, at: Bridged) -> None:
+    """Reverted, removed and flattened there; the front-end has nothing of it."""
+    if driver == "raw":
+        for name, letter in (("image", b"n"), ("image.snap/0", b"o"), ("image.snap/9", b"x")):
+            at.hosts.run("host01", ["mkdir", "-p", f"{at.base}/image.snap"])
+            planted(at, name, letter * MIB)
+        name, ids, format = "image", [0, 9], "raw"
+    else:
+        layouts(at.files / "made")
+        at.hosts.run("host01", ["mkdir", "-p", at.base])
+        at.hosts.run("host01", ["cp", "-a", f"{at.files}/made/.", at.base])
+        name, ids, format = "persistent", [0, 9], "qcow2"
+        shutil.rmtree(at.files / "made")
+    image = {"SOURCE": f"{at.base}//{name}", "FORMAT": format}
+
+    def now() -> bytes:
+        at.ok("clone", {"PATH": f"{at.base}/{name}", "FORMAT": format}, bridges="host01", template={"DRIVER": "raw"})
+        held = at.image().read_bytes()
+        at.ok("rm", {"SOURCE": at.source()}, bridges="host01")
+        return held[:1]
+
+    planted(at, f"{name}.md5sum", b"stale")
+    assert now() == b"n"
+    for snapshot, letter in ((9, b"x"), (0, b"o"), (9, b"x")):
+        assert at.ok("snap_revert", {**image, "TARGET_SNAPSHOT": snapshot}, bridges="host01") == ""
+        assert now() == letter
+    assert f"{name}.md5sum" not in at.on("host01")
+    at.fails(30, "has no snapshot 7", "snap_revert", {**image, "TARGET_SNAPSHOT": 7}, bridges="host01")
+    for _ in range(2):
+        at.ok("snap_delete", {**image, "TARGET_SNAPSHOT": ids[0]}, bridges="host01")
+        assert now() == b"x"
+    at.fails(30, "has no snapshot 0", "snap_revert", {**image, "TARGET_SNAPSHOT": 0}, bridges="host01")
+    for _ in range(2):
+        at.ok("snap_flatten", {**image, "TARGET_SNAPSHOT": ids[1]}, bridges="host01")
+        assert now() == b"x" and f"{name}.snap" not in at.on("host01")
+    assert not os.path.exists(at.base) and at.on("host02") == []
+    for action in ("snap_revert", "snap_delete", "snap_flatten"):
+        message = at.fails(21, "IMAGE/SOURCE", action, {"SOURCE": "/etc/passwd", "FORMAT": "raw", "TARGET_SNAPSHOT": 0})
+        assert at.base in message
+
+
 # -- what others may write into a dump -----------------------------------------------------------------------------
 
 ATTRIBUTES: list[tuple[str, str, Callable[[str], dict[str, object]]]] = [
