@@ -1,8 +1,8 @@
 """What stock transfer and datastore drivers get wrong, by the executables: what is the subject of no other test.
 
 The names say where it is known from: `trap_tm` and `trap_ds` from the contracts, `seen` from drivers under a running
-front-end, each with its number there, and `weak` from their code.  Sources are in test_source_stock, running VMs in test_guest, and most of the rest is in
-the tests of the actions themselves, whose docstrings say so.
+front-end, each with its number there, and `weak` from their code.  Sources are in test_source_stock, running VMs in
+test_guest, and most of the rest is in the tests of the actions themselves, whose docstrings say so.
 """
 
 from __future__ import annotations

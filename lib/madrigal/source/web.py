@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     Sign = Callable[[str, dict[str, str]], dict[str, str]]
 
 REDIRECTS = 10
+_LONGEST = 300  # characters of a URL in a message; a server may redirect to one of any length
 _MOVED = (301, 302, 303, 307, 308)
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
 
 def shown(url: str) -> str:
-    """URL for a message: without user, password and query."""
+    """URL for a message: without user, password and query, and not longer than somebody reads."""
     scheme, _, rest = url.partition("://")
     rest, query, _ = rest.partition("#")[0].partition("?")
     host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}{'?...' if query else ''}"
+    text = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return f"{text[:_LONGEST]}{'...' if len(text) > _LONGEST else ''}{'?...' if query else ''}"
 
 
 class Answer:
