@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -417,6 +418,49 @@ def test_a_large_image_has_a_connection_of_its_own(at: Bridged) -> None:
         assert file.read(MIB) == b"x" * MIB
         file.seek(299 * MIB)
         assert file.read(4) == b"end\0"
+
+
+@pytest.mark.parametrize("driver", ["", "qcow2"])
+@pytest.mark.parametrize("staged", [False, True], ids=["", "staged"])
+def test_an_import_never_holds_a_second_copy_anywhere(at: Bridged, driver: str, staged: bool) -> None:
+    """All that either machine has of it, named or not, while 96 MiB come packed; the stock driver has them twice."""
+    data = os.urandom(MIB) * 96
+    source = at.file("image.gz", gzip.compress(data, 1))
+    staging = at.files / "staging"
+    staging.mkdir()
+    template = {"DRIVER": driver, **({"STAGING_DIR": staging} if staged else {})}
+    tops = [at.hosts.on("host01", at.base), at.hosts.on("host01", "/var/tmp"), staging]
+    tops += [Path(at.base), Path(at.env["TMPDIR"]), Path(at.env["HOME"]), Path(at.env["MADRIGAL_RUN_DIR"])]
+    before, peak = held(tops, []), 0
+    with start_action("datastore/fs/cp", "42", env=at.env) as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(at.dump({"PATH": source}, template=template))
+        process.stdin.close()
+        while process.poll() is None:
+            found = held(tops, [process.pid, *at.hosts.workers("host01")])
+            peak = max(peak, sum(size for file, size in found.items() if file != of(source) and file not in before))
+        assert process.stdout.read().decode() == f"{at.source()} {driver or 'raw'}\n"
+    # what is converted, or comes from another directory, gives back its room as it is read, a piece at a time
+    assert 90 * MIB < peak < (96 + 40) * MIB
+    raw = at.file("raw", data)
+    qemu_img("compare", "-f", driver or "raw", "-F", "raw", at.image(), raw)
+
+
+def of(path: Path) -> tuple[int, int]:
+    return path.stat().st_dev, path.stat().st_ino
+
+
+def held(tops: list[Path], pids: list[int]) -> dict[tuple[int, int], int]:
+    """The room that each file takes which lies below TOPS or which PIDS have open, named or not."""
+    paths = [path for top in tops if top.exists() for path in top.rglob("*")]
+    paths += [path for pid in pids for path in Path(f"/proc/{pid}/fd").glob("*")]
+    found = {}
+    for path in paths:
+        with contextlib.suppress(OSError):  # it has just gone
+            about = path.stat()
+            if stat.S_ISREG(about.st_mode):
+                found[about.st_dev, about.st_ino] = about.st_blocks * 512
+    return found
 
 
 def test_34_imports_a_directory_onto_a_host(at: Bridged) -> None:

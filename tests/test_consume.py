@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from madrigal.command import CommandFailed
+from madrigal.errors import NoSpace
 from madrigal.onhost import consume, image
 from madrigal.onhost.part import Nameless, Part
 from madrigal.onhost.undo import Undo
@@ -204,3 +206,32 @@ def test_a_damaged_image_fails_as_it_would_at_once(tmp_path: Path, undo: Undo, r
         file.write(b"\xff" * 8)
     with pytest.raises(CommandFailed):
         consume.convert(source, "qcow2", str(target), "raw", lambda: None, PATIENCE)
+
+
+def test_what_is_moved_is_there_once(undo: Undo, tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To another file system, as from STAGING_DIR; without the way that needs no second copy at all."""
+    monkeypatch.setattr("madrigal.onhost.copy.clone", lambda *_: False)
+    source = arrived(undo, tmp_path, raw, "raw")
+    target = Part(undo, str(tmp_path), "moved", "import")
+    room = os.stat(source.path).st_blocks * 512
+    with Watched(tmp_path, source.fd) as watched:
+        consume.move(source, target, lambda **_: None)
+    assert Path(target.path).read_bytes() == raw.read_bytes()
+    assert os.stat(target.path).st_blocks * 512 < room + MIB, "holes stay holes"
+    assert watched.peak < room * 1.07 + 6 * MIB
+    assert os.stat(source.path).st_blocks == 0
+
+
+def test_there_is_not_room_for_what_is_moved(undo: Undo, tmp_path: Path, raw: Path) -> None:
+    """Which is known before anything of it has gone."""
+    if os.stat("/dev/shm").st_dev == os.stat(tmp_path).st_dev:
+        pytest.skip("/dev/shm is no file system of its own")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        source, target = arrived(undo, tmp_path, raw, "raw"), Part(undo, directory, "moved", "import")
+        real = os.fstatvfs(target.fd)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fstatvfs", lambda _: os.statvfs_result((*real[:4], 10, *real[5:])))
+            with pytest.raises(NoSpace, match="MiB are needed for a copy and 0 MiB are free"):
+                consume.move(source, target, lambda **_: None)
+        assert Path(source.path).read_bytes() == raw.read_bytes()
+        undo.unwind()

@@ -1,4 +1,4 @@
-"""Converting an image that nobody needs afterwards: it gives back its room on the way, so that there is one copy.
+"""Converting or moving an image that nobody needs afterwards: it gives back its room on the way, so there is one copy.
 
 It is converted in steps, from its end to its beginning, and what a step has read is given back before the next: a raw
 image is cut off there, another gets holes where its file system knows them.  It is converted at once if it is small,
@@ -49,6 +49,26 @@ def convert(
                 raise
             image.convert(*about, waiting=waiting, timeout=timeout)
             return
+        disk.give_back(start)
+        end = start
+
+
+def move(source: "Union[Part, Nameless]", target: "Part", waiting: "Callable[..., None]") -> None:
+    """Let TARGET, an empty file elsewhere, have what SOURCE has, which is worth nothing afterwards whatever happens."""
+    from madrigal.onhost import copy
+
+    if copy.clone(source.fd, target.fd):
+        return
+    disk = _Raw(source.fd)
+    if os.fstat(source.fd).st_dev != os.fstat(target.fd).st_dev:
+        copy.check_room(disk.data, target.fd)
+    filler, end, count = copy.Filler(source.fd, target.fd), disk.size, 0
+    os.ftruncate(target.fd, end)
+    for start in reversed(_cuts(disk.pieces(), disk.data)):
+        for offset, length in stream.extents(source.fd, start, end):
+            waiting(bytes=count)
+            filler.copy(offset, offset + length)
+            count += length
         disk.give_back(start)
         end = start
 

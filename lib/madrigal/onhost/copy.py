@@ -25,13 +25,7 @@ def copy_file(source: int, target: int, waiting: "Callable[..., None]", rate: in
     before = os.fstat(source)
     if clone(source, target):
         return "reflink"
-    free = os.fstatvfs(target)
-    if before.st_blocks * 512 > free.f_bavail * free.f_frsize:
-        raise NoSpace(
-            "{} MiB are needed for a copy and {} MiB are free".format(
-                before.st_blocks * 512 >> 20, free.f_bavail * free.f_frsize >> 20
-            )
-        )
+    check_room(before.st_blocks * 512, target)
     filler, pace = Filler(source, target), Pace(rate) if rate else None
     behind = Behind(source, before.st_blocks * 512), Behind(target, before.st_blocks * 512)
     count = 0
@@ -48,6 +42,14 @@ def copy_file(source: int, target: int, waiting: "Callable[..., None]", rate: in
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise MadrigalError("the source was changed while it was copied; try again when nobody uses it")
     return filler.way
+
+
+def check_room(needed: int, target: int) -> None:
+    """Raise NoSpace unless the file system of the open file TARGET has room for so many bytes."""
+    free = os.fstatvfs(target)
+    if needed > free.f_bavail * free.f_frsize:
+        text = "{} MiB are needed for a copy and {} MiB are free"
+        raise NoSpace(text.format(needed >> 20, free.f_bavail * free.f_frsize >> 20))
 
 
 def clone(source: int, target: int) -> bool:

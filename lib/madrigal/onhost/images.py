@@ -118,14 +118,12 @@ class Images:
             made = arrived
         else:
             made = self._session.part(path, "converted", beside=arrived if isinstance(arrived, Part) else None)
-            if format != driver:
-                from madrigal.onhost import consume
+            from madrigal.onhost import consume
 
+            if format != driver:
                 consume.convert(arrived, format, made.path, driver, self._waiting, self._timeouts["work"])
             else:
-                from madrigal.onhost import copy
-
-                copy.copy_file(arrived.fd, made.fd, self._waiting)
+                consume.move(arrived, made, self._waiting)
             arrived.discard()
         self._session.publish(made, preallocate=_preallocated(driver, allocate))
         return os.stat(path).st_size
