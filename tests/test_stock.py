@@ -222,6 +222,22 @@ def test_weak_two_contexts_of_one_vm_do_not_meet(cloud: Cloud) -> None:
     assert not list(Path(cloud.hosts.datastores).rglob("*.isofiles*")) and not os.listdir(cloud.env["TMPDIR"])
 
 
+@pytest.mark.parametrize("form", ["3.4", "current"])
+def test_weak_what_a_disk_is_made_of_is_a_path_or_on_the_web(cloud: Cloud, form: str) -> None:
+    """Nobody says which files of hosts a context may have, or a clone: the datastore's directories are not asked."""
+    cloud.form = form
+    cloud.documents = [disks()]
+    cloud.hosts.on("host02", f"{cloud.hosts.datastores}/secret").write_text("hush")
+    disk = f"{cloud.vm}/disk.3"
+    for url in ("ssh://host02:", "SSH://host02:", "ssh://localhost:", "file://", "s3://bucket", "rbd://host"):
+        source = f"{url}{cloud.hosts.datastores}/secret"
+        said = "expected a path of the front-end, http://"
+        cloud.fails(21, said, "tm/ssh/context", source, f"host01:{disk}")
+        done = cloud.run("tm/ssh/clone", source, f"host01:{disk}")  # or it is a path of a machine called SSH
+        assert done.status in (2, 21, 30) and check_stderr(done, "clone", marks=form == "3.4"), done
+    assert cloud.left() == []
+
+
 def test_weak_another_front_end_waits_for_the_same_lock(cloud: Cloud) -> None:
     """Stock locks are files of one front-end; a second one, or an action on the host, does not see them."""
     other = {"MADRIGAL_RUN_DIR": tempfile.mkdtemp(prefix="run", dir=cloud.hosts.work), "MADRIGAL_LOCK_TIMEOUT": "1"}

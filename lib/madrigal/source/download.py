@@ -9,6 +9,7 @@ from madrigal import scratch
 from madrigal.errors import Forbidden
 from madrigal.source import schemes
 from madrigal.source.stream import fetch
+from madrigal.source.web import shown
 
 TYPE_CHECKING = False  # as typing's, without importing it
 if TYPE_CHECKING:
@@ -17,10 +18,15 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def downloaded(url: str) -> Iterator[int]:
-    """An open file without a name with what the http:// or https:// URL gives, as it is."""
+    """An open file without a name with what the http:// or https:// URL gives, as it is; raises Forbidden for others.
+
+    No datastore says here which files may be read, on this machine or by ssh://.
+    """
+    if url.partition("://")[0].lower() not in ("http", "https"):
+        raise Forbidden(f"'{shown(url)}' is not for this: expected a path of the front-end, http:// or https://")
 
     def no_local(path: str) -> int:
-        raise Forbidden(f"'{path}' is a file of this machine, not a URL")
+        raise AssertionError(f"{path} is not on the web")
 
     with scratch.nameless() as fd:
         with schemes.open(url, schemes.Terms(no_local)) as opened, os.fdopen(fd, "wb", closefd=False) as file:
