@@ -113,7 +113,7 @@ def test_failmigrate_removes_what_came_and_keeps_what_runs(cloud: Cloud) -> None
 
 
 @pytest.mark.parametrize("told", [(100, 0), (0,), ()], ids=["stdin", "front-end", "front-end, no record"])
-@pytest.mark.parametrize("driver", ["ssh", "shared"])
+@pytest.mark.parametrize("driver", ["ssh", "local", "shared"])
 def test_another_system_datastore_is_left_behind_empty(cloud: Cloud, driver: str, told: Sequence[int]) -> None:
     """The source host has no directory of the new datastore, by way of which the path would not resolve there."""
     cloud.history, cloud.told = (0, 100, 0), told
@@ -230,13 +230,13 @@ def test_a_disk_that_a_process_uses_is_not_removed(cloud: Cloud) -> None:
 
 
 class Others:
-    """A tree with our drivers ssh and shared, and others that write down how they are called."""
+    """A tree with our drivers ssh, local and shared, and others that write down how they are called."""
 
     def __init__(self, work: Path) -> None:
         self.tree, self.written = work / "tree", work / "written"
         (self.tree / "tm").mkdir(parents=True)
         self.written.touch()
-        for name in ("ssh", "shared"):
+        for name in ("ssh", "local", "shared"):
             (self.tree / "tm" / name).symlink_to(TREE / "tm" / name)
 
     def driver(self, name: str, *actions: str, then: str = "") -> None:
@@ -263,7 +263,7 @@ def others(tmp_path: Path) -> Others:
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("driver", ["ssh", "shared"])
+@pytest.mark.parametrize("driver", ["ssh", "local", "shared"])
 def test_every_other_driver_is_called_once(cloud: Cloud, others: Others, action: str, driver: str) -> None:
     """Each one, not only the first disk's, with the same arguments and stdin; and none where we are called."""
     cloud.mads = [driver, "ceph", "lvm", "ceph", "absent", "lame"]
@@ -288,8 +288,8 @@ def test_every_other_driver_is_called_once(cloud: Cloud, others: Others, action:
 
 def test_a_vm_without_disks(cloud: Cloud, others: Others) -> None:
     cloud.mads = []
-    cloud.ok(others.action("shared/premigrate"), "host01", "host02:0")
-    cloud.ok(others.action("ssh/premigrate"), "host01", "host02:0")
+    for driver in ("shared", "local", "ssh"):
+        cloud.ok(others.action(f"{driver}/premigrate"), "host01", "host02:0")
 
 
 def test_what_was_prepared_is_taken_back_when_the_next_fails(cloud: Cloud, others: Others) -> None:
