@@ -40,6 +40,7 @@ PAIRS = [
     ("dev", "ssh", ("raw",)),
     ("dev", "local", ("qcow2",)),
     ("dev", "shared", ("qcow2",)),
+    ("dev", "qcow2", ("qcow2",)),
 ]
 NAMES = sorted({name for pair in PAIRS for name in pair[:2]})
 FOUND = {name: driver for name in NAMES if (driver := drivers.read(str(TREE), "tm", name))}
@@ -518,6 +519,17 @@ class Life:
             if flat is not None:
                 images.snapshot_flatten(pers_name, flat)
                 self.check_image(pers_name, snapshots[flat])
+
+        # Ended without a shutdown, while it runs: nothing comes back, and nothing stays
+        disks = [DiskRequest(image=base_name), DiskRequest(type="swap", size=1), DiskRequest(type="fs", size=1)]
+        self.id = vms.create(f"last {self.case}", disks, {"A": "b"}, system_datastore=self.second).id
+        vms.deploy(self.id, "host02")
+        vms.poweroff(self.id)
+        if self.can("snap_create"):
+            vms.snapshot_create(self.id, 0)
+        vms.start(self.id)
+        vms.terminate(self.id, hard=True)
+        self.check_image(base_name, base)
         for record in images.all():
             if record.datastore_id in self.image_stores:
                 images.delete(record.id)

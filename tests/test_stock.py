@@ -254,6 +254,33 @@ def test_weak_another_front_end_waits_for_the_same_lock(cloud: Cloud) -> None:
     assert cloud.left() == [f"host01:{VM}", f"host01:{VM}/disk.1"]
 
 
+NFS = """
+import os, sys, time
+directory, end, number = os.open(sys.argv[1], os.O_RDONLY), time.monotonic() + float(sys.argv[2]), 0
+print("open", flush=True)
+while time.monotonic() < end:
+    number += 1
+    try:
+        os.close(os.open(f".nfs{number:04}", os.O_CREAT | os.O_WRONLY, dir_fd=directory))
+    except FileNotFoundError:
+        sys.exit("it was removed")
+"""
+
+
+@pytest.mark.parametrize("path", ["", "/disk.0"])
+def test_seen_a_delete_waits_for_files_that_are_still_open_on_nfs(cloud: Cloud, path: str) -> None:
+    """They stay in their directory, under another name, until a hypervisor that is on its way out closes them."""
+    directory = cloud.at("host01", *(["disk.0.snap"] if path else []))
+    directory.mkdir(parents=True)
+    (directory / "file").write_bytes(b"x")
+    argv = ["/usr/bin/python3", "-c", NFS, str(directory), "1.5"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"open\n"
+        cloud.ok("tm/ssh/delete", f"host01:{cloud.vm}{path}")
+        assert process.wait() == 0, "it was removed too early to show anything"
+    assert cloud.left() == ([f"host01:{VM}"] if path else [])
+
+
 @pytest.mark.parametrize("form", ["3.4", "current"])
 def test_weak_what_fails_on_a_host_is_told_without_the_program_that_ran_there(cloud: Cloud, form: str) -> None:
     """Stock drivers write whole scripts, with all that was put into them, to the VM's log."""

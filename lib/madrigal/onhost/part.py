@@ -11,6 +11,8 @@ import os
 import stat
 import time
 
+from madrigal.errors import InUse
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
@@ -22,6 +24,7 @@ WORTH = 16 << 20
 """Bytes from which on a part is worth to be gone on with."""
 
 _PATIENCE = 5.0  # seconds for the writers of an interrupted run to end
+_STILL_OPEN = 10.0  # seconds for a hypervisor on its way out: on NFS a file that it has open stays, by another name
 
 
 class Part:
@@ -241,8 +244,21 @@ def remove(dir_fd: "Optional[int]", name: str) -> bool:
             remove(dir_fd, gone)
             os.rename(name, gone, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
             name = gone
-        # rmtree has no dir_fd before Python 3.11; this is the same
-        shutil.rmtree("/proc/self/fd/{}/{}".format(dir_fd, name))
+        end = time.monotonic() + _STILL_OPEN
+        while True:
+            try:
+                # rmtree has no dir_fd before Python 3.11; this is the same
+                shutil.rmtree("/proc/self/fd/{}/{}".format(dir_fd, name))
+                return True
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+                    raise
+                if time.monotonic() > end:
+                    text = "{} cannot be removed: files in it are still open, or are made by somebody"
+                    raise InUse(
+                        text.format(os.path.join(os.readlink("/proc/self/fd/{}".format(dir_fd)), name))
+                    ) from None
+            time.sleep(0.2)
     except FileNotFoundError:
         return False
     return True
