@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TREE, Hosts, check_stderr, eventually, start_action
-from dumps import vm_document
+from conftest import TREE, Done, Hosts, check_stderr, eventually, run_action, start_action
+from dumps import REGTIME, dump, vm_document
 from test_chain import Image
 from test_datastore import Store
 from test_tm import MIB, VM, Cloud, disks, isofile
@@ -293,6 +293,26 @@ def test_weak_what_fails_on_a_host_is_told_without_the_program_that_ran_there(cl
     assert not any(word in done.stderr for word in ("import ", "def ", "set -e", "ExitCode"))
 
 
+@pytest.mark.parametrize("way", ["clone", "ln"])
+def test_a_directory_is_an_image_on_shared_storage_too(old: Cloud, way: str) -> None:
+    """In 3.4, where a hypervisor's images may be several files."""
+    old.hosts._rig("add", "node1")
+    image = old.images / "abc"
+    image.mkdir()
+    (image / "disk.vmdk").write_bytes(b"content")
+    disk = old.at("fe", "disk.0")
+    for _ in range(2):
+        old.ok(f"tm/shared/{way}", f"fe:{image}", f"node1:{old.vm}/disk.0")
+        assert (disk / "disk.vmdk").read_bytes() == b"content" and disk.is_symlink() == (way == "ln")
+    (disk / "disk.vmdk").write_bytes(b"changed")
+    for _ in range(2):
+        old.ok("tm/shared/mvds", f"node1:{old.vm}/disk.0", str(image))
+        assert (image / "disk.vmdk").read_bytes() == b"changed" and not image.is_symlink()
+    old.ok("tm/shared/delete", f"node1:{old.vm}")
+    assert (image / "disk.vmdk").read_bytes() == b"changed" and old.left() == []
+    old.hosts.end("node1")
+
+
 # -- images --------------------------------------------------------------------------------------------------------
 
 
@@ -319,3 +339,46 @@ def test_weak_a_digest_goes_with_the_content_it_is_of(tmp_path: Path, kind: str,
     digest.write_text(hashlib.md5(before).hexdigest())
     assert not image.run(action, snapshot)
     assert not digest.exists() or digest.read_text() == hashlib.md5(image.path.read_bytes()).hexdigest()
+
+
+# -- files that stock front-ends have --------------------------------------------------------------------------------
+
+FILES = {
+    "var/remotes/etc/datastore/datastore.conf": 'SUPPORTED_FS="ext2,ext4"\nFS_OPTS_ext4="-L \'two words\' -m 7"\n'
+    "# BACKUP_BASE_PATH=/var/tmp\nBACKUP_BASE_PATH=\n",
+    "var/remotes/etc/datastore/fs/fs.conf": "DD_BLOCK_SIZE=64k\n",
+    "var/remotes/etc/tm/ssh/sshrc": 'REPLICA_SSH_OPTS="-c x -m y"\nREPLICA_MAX_SIZE_MB=\n',
+    "var/remotes/etc/vmm/kvm/kvmrc": "export LANG=C\nexport LIBVIRT_URI=qemu:///system\nexport VIRSH_TIMEOUT=60\n",
+    "var/config": "DATASTORE_LOCATION=/var/lib/one//datastores/\nSCRIPTS_REMOTE_DIR=/var/tmp/one\n",
+    "etc/tmrc": '# This file is sourced\nQCOW2_OPTIONS="-o compat=0.10"\n',
+    "etc/defaultrc": "ONE_MAD_DEBUG=\nPRIORITY=19\n",
+}
+
+
+def label(path: Path) -> str:
+    argv = ["/usr/sbin/blkid", "-p", "-s", "LABEL", "-o", "value", str(path)]
+    return subprocess.run(argv, capture_output=True, text=True).stdout.strip()
+
+
+def test_configuration_files_of_a_stock_front_end_count(cloud: Cloud) -> None:
+    """With the keys that they have there, those of what is not in this version too."""
+    one = cloud.work / "one"
+    for name, text in FILES.items():
+        (one / name).parent.mkdir(parents=True, exist_ok=True)
+        (one / name).write_text(text)
+    cloud.env = {**cloud.env, "ONE_LOCATION": str(one)}
+    source = hashlib.md5(f"{REGTIME}:42".encode()).hexdigest()
+
+    def mkfs(fs: str) -> Done:
+        text = dump(cloud.images, {"FORMAT": "raw", "FS": fs, "SIZE": 24})
+        return run_action("datastore/fs/mkfs", "42", env=cloud.env, input=text)
+
+    assert mkfs("ext4").status == 0 and label(cloud.images / source) == "two words"
+    refused = mkfs("xfs")
+    assert (refused.status, "SUPPORTED_FS" in check_stderr(refused, "mkfs")) == (20, True)
+    cloud.documents = [vm_document(VM, {0: {"FS": "ext4"}, 1: {"FS": "xfs"}, 2: {}})]
+    cloud.ok("tm/ssh/mkimage", "24", "raw", f"host01:{cloud.vm}/disk.0")
+    assert label(cloud.at("host01", "disk.0")) == "two words"
+    cloud.fails(20, "SUPPORTED_FS", "tm/ssh/mkimage", "24", "raw", f"host01:{cloud.vm}/disk.1")
+    cloud.ok("tm/ssh/mkimage", "24", "qcow2", f"host01:{cloud.vm}/disk.2")
+    assert cloud.at("host01", "disk.2").read_bytes()[4:8] == (2).to_bytes(4, "big"), "compat=0.10"
