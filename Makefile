@@ -9,7 +9,7 @@
 #                 that the conformance kit must catch
 # make lint       linters and types alone
 # make bench      what actions cost and how fast they move images; PART=throughput one part of it (benchmarks/run --help),
-#                 STOCK=DIR beside the drivers of another remotes tree
+#                 STOCK=DIR beside the drivers of another remotes tree; `make bench import` what imports from a web server cost
 # make generated  renew what comes from the driver.toml files
 #
 # System packages that are missing are installed (as root) or named.  TESTS=... runs a part: make test TESTS=tests/test_tm.py
@@ -43,7 +43,9 @@ lint: $(VENV)/ready
 
 bench:
 	@tests/packages demo
-	@$(PYTHON) benchmarks/$(if $(filter import,$(PART)),import,run $(PART)) $(if $(STOCK),--stock $(STOCK))
+	@$(PYTHON) benchmarks/$(if $(filter import,$(PART) $(MAKECMDGOALS)),import,run $(PART)) $(if $(STOCK),--stock $(STOCK))
+
+import: bench
 
 generated:
 	@PYTHONPATH=lib $(PYTHON) -m madrigal.drivers --write
@@ -55,4 +57,4 @@ $(VENV)/ready: tests/requirements.txt tests/packages
 	@if $(VENV)/bin/python -m pip install -q --disable-pip-version-check -r tests/requirements.txt; then touch $@; \
 	else echo "ruff, mypy and stubs cannot be had from pip: what needs them will be skipped"; fi
 
-.PHONY: demo test test-long check check-full thorough lint bench generated
+.PHONY: demo test test-long check check-full thorough lint bench import generated

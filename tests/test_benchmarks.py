@@ -185,3 +185,10 @@ def test_an_import_of_every_kind_is_measured_beside_the_pipe(tmp_path: Path) -> 
         assert set(found) == {"pipe", "ours"}
         assert found["ours"]["requests"] == 1
         assert found["ours"]["cpu"] > 0
+
+
+def test_make_bench_import() -> None:
+    for words in (["import"], ["PART=import"]):
+        argv = ["make", "-n", "bench", *words, "STOCK=/x y"]
+        done = subprocess.run(argv, capture_output=True, text=True, cwd=TREE)
+        assert done.stdout.count("benchmarks/import --stock /x") == 1 and "benchmarks/run" not in done.stdout, done
