@@ -396,6 +396,29 @@ def test_key_in_the_agent(hosts: Hosts, env: dict[str, str], tmp_path: Path, mon
         Path(socket_path).unlink(missing_ok=True)
 
 
+def test_the_agent_stays_here(
+    hosts: Hosts, env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the user's configuration forwards it: whoever is root on a host could use it while an action runs."""
+    socket_path = f"{hosts.work}/agent2"
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", socket_path], stdout=subprocess.DEVNULL)
+    try:
+        assert eventually(lambda: os.path.exists(socket_path))
+        (tmp_path / "config").write_text(f"Host *\n  ForwardAgent yes\n{Path(hosts.ssh_config).read_text()}")
+        monkeypatch.setenv("SSH_AUTH_SOCK", socket_path)
+        plain = subprocess.run(
+            ["ssh", "-F", str(tmp_path / "config"), "host01", "echo $SSH_AUTH_SOCK"], capture_output=True, timeout=30
+        )
+        assert b"/agent." in plain.stdout, "as ssh itself does with this configuration"
+        monkeypatch.setenv("MADRIGAL_SSH_CONFIG", str(tmp_path / "config"))
+        assert Host("host01").run(["sh", "-c", "echo agent: $SSH_AUTH_SOCK"], 30).stdout == b"agent:\n"
+        openssh.disconnect()
+    finally:
+        agent.terminate()
+        agent.wait()
+        Path(socket_path).unlink(missing_ok=True)
+
+
 def test_set_env_of_the_users_configuration(
     hosts: Hosts, env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
