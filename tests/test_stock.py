@@ -293,6 +293,48 @@ def test_weak_what_fails_on_a_host_is_told_without_the_program_that_ran_there(cl
     assert not any(word in done.stderr for word in ("import ", "def ", "set -e", "ExitCode"))
 
 
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+@pytest.mark.parametrize("driver", ["ssh", "local", "shared", "qcow2"])
+def test_trap_ds_2_slashes_are_doubled_here_and_there(cloud: Cloud, driver: str, format: str) -> None:
+    """In arguments, and in what the front-end says of the same image and of the VM; not in all places alike."""
+    image, where = cloud.images / "abc", "fe" if driver in ("shared", "qcow2") else "host01"
+    subprocess.run(["qemu-img", "create", "-q", "-f", format, image, "1M"], check=True)
+    doubled = str(image).replace("/datastores/1/", "//datastores//1///")
+    vm = cloud.vm.replace("/datastores/", "//datastores//")
+    about = {"FORMAT": format, "SIZE": 1, "ORIGINAL_SIZE": 1}
+    disk = cloud.at(where, "disk.0")
+    for number, (told, given) in enumerate(((doubled, doubled), (str(image), doubled), (doubled, str(image)))):
+        cloud.documents = [vm_document(VM, {0: {**about, "CLONE": "NO", "SOURCE": told}, 1: {**about, "SOURCE": told}})]
+        cloud.ok(f"tm/{driver}/ln", f"fe:{given}", f"{where}:{vm}/disk.0")
+        cloud.ok(f"tm/{driver}/clone", f"fe:{given}", f"{where}:{vm}//disk.1")
+        for action in ("snap_create", "snap_revert", "snap_delete"):
+            cloud.ok(f"tm/{driver}/{action}", f"{where}:{vm}/disk.0", "0")
+        write = ["qemu-io", "-f", format, "-c", f"write -P {65 + number} 0 512", str(led(disk))]
+        subprocess.run(write, check=True, capture_output=True)
+        for _ in range(2):
+            cloud.ok(f"tm/{driver}/mvds", f"{where}:{vm}/disk.0", given)
+        raw = cloud.work / "raw"
+        subprocess.run(["qemu-img", "convert", "-f", format, "-O", "raw", newest(image).resolve(), raw], check=True)
+        assert raw.read_bytes()[:512] == bytes([65 + number]) * 512
+        assert "//" not in os.readlink(disk)
+        cloud.ok(f"tm/{driver}/delete", f"{where}:{vm}")
+
+
+def led(path: Path) -> Path:
+    """What a disk of a host leads to, seen from here."""
+    while path.is_symlink():
+        path = path.parent / os.readlink(path)
+    return path
+
+
+def newest(image: Path) -> Path:
+    """What the next VM gets of IMAGE."""
+    numbers = (
+        [int(name) for name in os.listdir(f"{image}.snap") if name.isdigit()] if os.path.isdir(f"{image}.snap") else []
+    )
+    return Path(f"{image}.snap/{max(numbers)}") if numbers and not image.is_symlink() else image
+
+
 @pytest.mark.parametrize("way", ["clone", "ln"])
 def test_a_directory_is_an_image_on_shared_storage_too(old: Cloud, way: str) -> None:
     """In 3.4, where a hypervisor's images may be several files."""

@@ -124,6 +124,9 @@ class Chain:
         steps: "List[Step]" = [("layout",)] + [("vacant", file) for file in leftovers] + _removed(leftovers)
         twins = [twin for twin in self._twins(active) if twin != frozen]
         steps += _removed(twins)
+        if running and active == new:
+            text = "the VM writes to file {} of {}, whose name snapshot {} needs: power the VM off for it"
+            raise InUse(text.format(new, self.name, snapshot))
         if running:
             # A hypervisor knows its files by their names, and may open them anew by these: what it writes keeps its
             # name, and the disk leads to it, until it writes to the new one.
@@ -136,7 +139,7 @@ class Chain:
         if frozen != active and frozen not in self.twins:
             steps.append(("freeze", frozen))
         steps += [("overlay", new, frozen), ("switch", new)]
-        return steps + ([("remove", active)] if active not in (None, frozen) else [])
+        return steps + ([("remove", active)] if active not in (None, frozen, new) else [])
 
     def revert(self, snapshot: int) -> "List[Step]":
         """The steps that make the active file show SNAPSHOT; what was written since is lost.  Raises NotFound."""
