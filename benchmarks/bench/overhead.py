@@ -119,9 +119,11 @@ def lives(trees: dict[str, str], tm_mad: str, rounds: int, work: str) -> dict[st
         file.write(f'ssh() {{ /usr/bin/ssh -F {work}/ssh_config "$@"; }}\nexport -f ssh\n')
     if tm_mad == "local":  # whose stock drivers are in Ruby
         os.mkdir(f"{work}/bin")
-        with open(f"{work}/bin/ssh", "w", opener=lambda path, flags: os.open(path, flags, 0o755)) as file:
+        ssh = f"{work}/bin/ssh"
+        with open(ssh, "w") as file:
             file.write(f'#!/bin/sh\nexec /usr/bin/ssh -F {work}/ssh_config "$@"\n')
-        os.environ.update(SSH=file.name, SSH_FWD=file.name, RSYNC_RSH=file.name)
+        os.chmod(ssh, 0o755)
+        os.environ.update(SSH=ssh, SSH_FWD=ssh, RSYNC_RSH=ssh)
         os.environ["PATH"] = f"{work}/bin:{os.environ['PATH']}"
     os.mkdir(f"{work}/run", 0o700)
     os.environ.update(MADRIGAL_RUN_DIR=f"{work}/run", MADRIGAL_SSH_CONFIG=f"{work}/hosts/ssh_config")
