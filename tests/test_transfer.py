@@ -704,8 +704,40 @@ def test_an_older_copy_that_is_a_small_one_is_not_looked_at(
 def spans(path: Path, described: dict[str, object]) -> list[tuple[int, int, bool]]:
     with open(path, "rb") as file:
         known = blocks.Known(described)
-        found = list(known.spans(0, path.stat().st_size, blocks.Reader(file.fileno())))
+        found = list(known.spans(0, path.stat().st_size, file.fileno()))
     return [span for span in found if span[1] > span[0]]
+
+
+def test_a_file_system_is_asked_once_for_what_is_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in memory looks through the whole file for a hole, which took long where many blocks had changed."""
+    choice = random.Random(5)
+    data = bytearray(8 * MIB)
+    with open(tmp_path / "file", "w+b") as file:
+        file.truncate(len(data))
+        for _ in range(4):  # extents, of which some may touch
+            offset = choice.randrange(0, 7 * MIB, 4096)
+            file.seek(offset)
+            piece = choice.randbytes(choice.randrange(4096, MIB, 4096))
+            data[offset : offset + len(piece)] = piece
+            file.write(piece)
+        file.flush()
+        asked = 0
+        lseek = os.lseek
+
+        def counting(*args: int) -> int:
+            nonlocal asked
+            asked += 1
+            return lseek(*args)
+
+        monkeypatch.setattr(os, "lseek", counting)
+        extents, seen = stream.Extents(file.fileno()), bytearray(len(data))
+        for start in range(0, len(data), 10_000):
+            end = min(start + 10_000, len(data))
+            for offset, length in extents.within(start, end):
+                assert start <= offset < offset + length <= end and offset // MIB == (offset + length - 1) // MIB
+                seen[offset : offset + length] = data[offset : offset + length]
+        assert seen == data and 2 <= asked <= 10
+        assert list(extents.within(0, 4096)) == list(stream.Extents(file.fileno()).within(0, 4096))
 
 
 def described(path: Path) -> dict[str, object]:
@@ -713,9 +745,12 @@ def described(path: Path) -> dict[str, object]:
         return blocks.describe(file.fileno(), lambda: None)
 
 
+@pytest.mark.parametrize("python", ["3.6", "3.7"])
 @pytest.mark.parametrize("block", [64 << 10, 1 * MIB, 4 * MIB])
-def test_blocks_that_are_not_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+def test_blocks_that_are_not_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, python: str) -> None:
     monkeypatch.setattr(blocks, "_BLOCK", block)
+    if python == "3.6":
+        monkeypatch.setattr(blocks, "_preadv", None)
     size = 18 * MIB + 77
     written(tmp_path / "old", size)
     shutil.copy(tmp_path / "old", tmp_path / "new")

@@ -25,7 +25,7 @@ from madrigal.host.openssh import disconnect
 
 BASELINE = ["-I", "-c", "import lxml.etree, subprocess, base64"]
 RIG = f"{RIGS}/hosts"
-FORMATS = {"ssh": "raw", "shared": "raw", "qcow2": "qcow2", "local": "qcow2"}
+FORMATS = {"ssh": "raw", "shared": "raw", "qcow2": "qcow2", "local": "raw"}
 """The transfer drivers, and the format of the images that each is measured with."""
 
 # Brings a VM's files as a hypervisor that copies storage would: migrate SOURCE TARGET DIRECTORY VMID
@@ -117,6 +117,14 @@ def lives(trees: dict[str, str], tm_mad: str, rounds: int, work: str) -> dict[st
         file.write(known.read() + f"  ControlMaster auto\n  ControlPath {work}/run/%C\n  ControlPersist 600\n")
     with open(f"{work}/bash_env", "w") as file:
         file.write(f'ssh() {{ /usr/bin/ssh -F {work}/ssh_config "$@"; }}\nexport -f ssh\n')
+    if tm_mad == "local":  # whose stock drivers are in Ruby
+        os.mkdir(f"{work}/bin")
+        ssh = f"{work}/bin/ssh"
+        with open(ssh, "w") as file:
+            file.write(f'#!/bin/sh\nexec /usr/bin/ssh -F {work}/ssh_config "$@"\n')
+        os.chmod(ssh, 0o755)
+        os.environ.update(SSH=ssh, SSH_FWD=ssh, RSYNC_RSH=ssh)
+        os.environ["PATH"] = f"{work}/bin:{os.environ['PATH']}"
     os.mkdir(f"{work}/run", 0o700)
     os.environ.update(MADRIGAL_RUN_DIR=f"{work}/run", MADRIGAL_SSH_CONFIG=f"{work}/hosts/ssh_config")
     os.environ["BASH_ENV"] = f"{work}/bash_env"

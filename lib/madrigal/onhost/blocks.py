@@ -1,13 +1,12 @@
 """Digests: of what a stream carries, and of a file block by block, so that two sides find what both have."""
 
 import binascii
-import io
 import os
 import zlib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
+    from typing import Any, Callable, Dict, Generator, Iterable, Iterator, List, Optional, Tuple, Union
 
     Payload = Union[bytes, memoryview]
 
@@ -20,6 +19,7 @@ _MOST = 1 << 18  # blocks of a file; of a larger one they are larger, so that no
 _NOTHING = bytes(SIZE)  # in the place of a digest: a hole
 _SAME, _BARE, _OTHER = range(3)
 _SAMPLES = 64
+_THREADS = 2
 _UNKNOWN = b"\xff" * SIZE  # of which nobody has asked
 
 
@@ -75,15 +75,49 @@ def describe(fd: int, waiting: "Callable[[], None]", block: int = 0) -> "Dict[st
 
     size, kind = os.fstat(fd).st_size, strong()
     block = block or block_of(size)
-    digests = bytearray(-(-size // block) * SIZE)
-    reader, done = Reader(fd), 0
-    for offset, length in stream.extents(fd, 0, size):
+    found = bytearray(-(-size // block) * SIZE)
+
+    def allocated() -> "Iterator[Tuple[int, int]]":
+        done = 0
+        for offset, length in stream.Extents(fd).within(0, size):
+            start = max(offset // block * block, done)
+            done = min(-(-(offset + length) // block) * block, size)
+            if start < done:
+                yield start, done
+
+    for start, made in digests(fd, kind, block, allocated()):
         waiting()
-        start = max(offset // block * block, done)
-        done = min(-(-(offset + length) // block) * block, size)
-        for number, digest in reader.digests(kind, block, start, done):
-            digests[number * SIZE : (number + 1) * SIZE] = digest
-    return {"block": block, "kind": kind, "digests": _text(digests)}
+        number = start // block
+        found[number * SIZE : number * SIZE + len(made)] = made
+    return {"block": block, "kind": kind, "digests": _text(found)}
+
+
+def digests(
+    fd: int, kind: str, block: int, ranges: "Iterable[Tuple[int, int]]"
+) -> "Generator[Tuple[int, bytes], None, None]":
+    """(start, the digests of its blocks one after the other) of each (start, end) in RANGES of the file FD.
+
+    A range starts where a block does.  Two threads work ahead: where the disk is fast, digesting takes longer than all
+    else that is done with an older copy.
+    """
+    import itertools
+    from concurrent.futures import ThreadPoolExecutor
+
+    readers = [Reader(fd) for _ in range(_THREADS)]
+
+    def work(start: int, end: int) -> "Tuple[int, bytes]":
+        reader = readers.pop()
+        try:
+            return start, reader.digests(kind, block, start, end)
+        finally:
+            readers.append(reader)
+
+    left = iter(ranges)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        ahead = [threads.submit(work, *wanted) for wanted in itertools.islice(left, 2 * _THREADS)]
+        while ahead:
+            yield ahead.pop(0).result()
+            ahead.extend(threads.submit(work, *wanted) for wanted in itertools.islice(left, 1))
 
 
 class Notes:
@@ -187,22 +221,30 @@ class Known:
         self._kind = described["kind"]
         self._digests = binascii.a2b_base64(described["digests"])
 
-    def spans(self, start: int, end: int, reader: "Reader") -> "Iterator[Tuple[int, int, bool]]":
-        """(from, to, whether there is nothing on the other side) of what is not the same as what READER has.
+    def spans(self, start: int, end: int, fd: int) -> "Iterator[Tuple[int, int, bool]]":
+        """(from, to, whether there is nothing on the other side) of what is not the same as in the open file FD.
 
         START is where a block begins.  Now and then a span of nothing comes while all is the same.
         """
-        begun, state = start, _SAME
         window = max(self.block, _CHUNK)
-        for offset in range(start, end, window):
-            stop = min(offset + window, end)
-            for at, found in self._compared(offset, stop, reader):  # a list: who takes a span uses READER too
-                if found != state:
-                    if state != _SAME:
-                        yield begun, at, state == _BARE
-                    begun, state = at, found
-            if state == _SAME:
-                yield stop, stop, True
+
+        def windows() -> "Iterator[Tuple[int, int]]":
+            return ((offset, min(offset + window, end)) for offset in range(start, end, window))
+
+        made = digests(fd, self._kind, self.block, (wanted for wanted in windows() if self._has(*wanted)))
+        begun, state = start, _SAME
+        try:
+            for offset, stop in windows():
+                own = next(made)[1] if self._has(offset, stop) else b""
+                for at, found in self._compared(offset, stop, own):
+                    if found != state:
+                        if state != _SAME:
+                            yield begun, at, state == _BARE
+                        begun, state = at, found
+                if state == _SAME:
+                    yield stop, stop, True
+        finally:
+            made.close()
         if state != _SAME:
             yield begun, end, state == _BARE
 
@@ -224,47 +266,53 @@ class Known:
                 yield start, stop
             start = stop
 
-    def _compared(self, start: int, end: int, reader: "Reader") -> "List[Tuple[int, int]]":
-        numbers = range(start // self.block, -(-end // self.block))
-        theirs = [self._digests[number * SIZE : (number + 1) * SIZE] or _NOTHING for number in numbers]
-        if all(digest == _NOTHING for digest in theirs):
-            return [(start, _BARE)]
-        found = []
-        for number, own in reader.digests(self._kind, self.block, start, end):
-            digest = theirs[number - numbers[0]]
-            found.append((number * self.block, _BARE if digest == _NOTHING else _SAME if digest == own else _OTHER))
-        return found
+    def _has(self, start: int, end: int) -> bool:
+        """Whether there is something between START and END."""
+        found = self._digests[start // self.block * SIZE : -(-end // self.block) * SIZE]
+        return found.count(0) < len(found)
+
+    def _compared(self, start: int, end: int, own: bytes) -> "Iterator[Tuple[int, int]]":
+        first = start // self.block
+        for number in range(first, -(-end // self.block)):
+            theirs = self._digests[number * SIZE : (number + 1) * SIZE] or _NOTHING
+            ours = own[(number - first) * SIZE : (number - first + 1) * SIZE]
+            yield number * self.block, _BARE if theirs == _NOTHING else _SAME if theirs == ours else _OTHER
+
+
+def _read(fd: int, view: memoryview, offset: int) -> int:
+    """As os.preadv, which Python 3.6 does not have."""
+    data = os.pread(fd, len(view), offset)
+    view[: len(data)] = data
+    return len(data)
+
+
+_preadv = getattr(os, "preadv", None)
 
 
 class Reader:
-    """Reads an open file into a buffer, always the same."""
+    """Reads an open file into a buffer, always the same.  Others may read the file at the same time."""
 
     def __init__(self, fd: int) -> None:
         self.buffer = bytearray(_CHUNK)
-        self._view = memoryview(self.buffer)
-        self._file = io.FileIO(fd, closefd=False)
+        self._view, self._fd = memoryview(self.buffer), fd
 
     def read(self, offset: int, length: int) -> memoryview:
         """LENGTH bytes (at most 1 MiB) at OFFSET, fewer at the end of the file; good until the next read."""
-        self._file.seek(offset)
         done = 0
         while done < length:
-            count = self._file.readinto(self._view[done:length])
+            view = self._view[done:length]
+            count = _preadv(self._fd, [view], offset + done) if _preadv else _read(self._fd, view, offset + done)
             if not count:
                 break
             done += count
         return self._view[:done]
 
-    def digests(self, kind: str, block: int, start: int, end: int) -> "Iterator[Tuple[int, bytes]]":
-        """(number, digest) of each BLOCK from START, where one begins, to END."""
-        if block >= _CHUNK:
-            for offset in range(start, end, block):
-                made = _new(kind)
-                for at in range(offset, min(offset + block, end), _CHUNK):
-                    made.update(self.read(at, min(_CHUNK, end - at)))
-                yield offset // block, bytes(made.digest()[:SIZE])
-            return
-        for offset in range(start, end, _CHUNK):
-            data = self.read(offset, min(_CHUNK, end - offset))
-            for at in range(0, len(data), block):
-                yield (offset + at) // block, bytes(_new(kind, data[at : at + block]).digest()[:SIZE])
+    def digests(self, kind: str, block: int, start: int, end: int) -> bytes:
+        """The digest of each BLOCK from START, where one begins, to END."""
+        found = bytearray()
+        for offset in range(start, end, block):
+            made = _new(kind)
+            for at in range(offset, min(offset + block, end), _CHUNK):
+                made.update(self.read(at, min(_CHUNK, offset + block - at, end - at)))
+            found += made.digest()[:SIZE]
+        return bytes(found)

@@ -98,7 +98,7 @@ class _Raw:
 
     def pieces(self) -> "Iterable[Tuple[int, int]]":
         """Where the disk has data: (start, length), in order."""
-        return stream.extents(self._fd, 0, self.size)
+        return stream.Extents(self._fd).within(0, self.size)
 
     def give_back(self, start: int) -> None:
         """Give back the room of all from START on."""

@@ -29,7 +29,7 @@ def copy_file(source: int, target: int, waiting: "Callable[..., None]", rate: in
     filler, pace = Filler(source, target), Pace(rate) if rate else None
     behind = Behind(source, before.st_blocks * 512), Behind(target, before.st_blocks * 512)
     count = 0
-    for offset, length in stream.extents(source, 0, before.st_size):
+    for offset, length in stream.Extents(source).within(0, before.st_size):
         waiting(bytes=count)
         count += length
         if pace:
@@ -69,14 +69,14 @@ class Filler:
 
     def __init__(self, source: int, target: int) -> None:
         self._source, self._target = source, target
-        self._size = os.fstat(source).st_size
+        self._size, self._extents = os.fstat(source).st_size, stream.Extents(source)
         self._copy_range = getattr(os, "copy_file_range", None)  # Python 3.8
         self._reader: "Optional[blocks.Reader]" = None
         self.way = "copy_file_range" if self._copy_range else "read"
 
     def fill(self, start: int, end: int) -> None:
         """Copy what is allocated between START and END, as far as there is something."""
-        for offset, length in stream.extents(self._source, start, min(end, self._size)):
+        for offset, length in self._extents.within(start, min(end, self._size)):
             self.copy(offset, offset + length)
 
     def copy(self, offset: int, end: int) -> None:

@@ -48,6 +48,7 @@ STRIPE = 8 << 20
 WITHIN = {"verify": "none"}
 """The terms for a stream that leaves no machine: nothing happens to it on the way."""
 
+_END = 1 << 63  # of any file
 _SEVERAL = 4096  # checks in a V frame
 _SILENCE = 5.0  # seconds, after which one says that we live
 _BLOCK = 64 << 10
@@ -70,23 +71,41 @@ def parse(data: "Payload") -> "Tuple[bytes, int, int]":
     return kind, offset, length
 
 
-def extents(fd: int, start: int, end: int) -> "Iterator[Tuple[int, int]]":
-    """(offset, length) of what is allocated from START to END in a file, at most CHUNK each and within one CHUNK."""
-    offset = start
-    while offset < end:
+class Extents:
+    """What is allocated in the open file FD.
+
+    What was found is not asked for again: a file system may look through all the file for a hole that is not there
+    (tmpfs does), and whoever wants a thousand ranges would have it do so a thousand times.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._from, self._data, self._hole = 0, 0, 0  # nothing from the first to the second, then data up to the third
+
+    def within(self, start: int, end: int) -> "Iterator[Tuple[int, int]]":
+        """(offset, length) of what is allocated from START to END, at most CHUNK each and within one CHUNK."""
+        offset = start
+        while offset < end:
+            if not self._from <= offset < self._hole:
+                self._look(offset)
+            offset, stop = max(offset, self._data), min(self._hole, end)
+            while offset < stop:
+                length = min(CHUNK - offset % CHUNK, stop - offset)
+                yield offset, length
+                offset += length
+
+    def _look(self, offset: int) -> None:
+        self._from = offset
         try:
-            offset = os.lseek(fd, offset, os.SEEK_DATA)
-            stop = min(os.lseek(fd, offset, os.SEEK_HOLE), end)
+            self._data = os.lseek(self._fd, offset, os.SEEK_DATA)
+            self._hole = os.lseek(self._fd, self._data, os.SEEK_HOLE)
         except OSError as error:
             if error.errno == errno.ENXIO:
-                return  # nothing but a hole up to the end
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                self._data = self._hole = _END  # nothing but a hole up to the end
+            elif error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+                self._data, self._hole = offset, _END  # a file system without holes, or a device
+            else:
                 raise
-            stop = end  # a file system without holes, or a device
-        while offset < stop:
-            length = min(CHUNK - offset % CHUNK, stop - offset)
-            yield offset, length
-            offset += length
 
 
 def not_zero(data: bytearray, size: int) -> "Iterator[Tuple[int, int]]":
@@ -261,13 +280,13 @@ def _content(
     notes: "Optional[blocks.Notes]",
 ) -> "Iterator[Frame]":
     """The D frames, and Z where the other side has something, of a file; V when there are none for long."""
-    reader, said = blocks.Reader(fd), time.monotonic()
-    for start, end, is_bare in _ranges(size, known, lane, reader):
+    reader, allocated, said = blocks.Reader(fd), Extents(fd), time.monotonic()
+    for start, end, is_bare in _ranges(fd, size, known, lane):
         if time.monotonic() - said > _SILENCE:
             yield b"V", 0, b""
             said = time.monotonic()
         reached = start
-        for offset, length in extents(fd, start, end):
+        for offset, length in allocated.within(start, end):
             data = reader.read(offset, length)
             if len(data) < length:
                 raise BadImage("a file became shorter while it was read; try again when nobody changes it")
@@ -283,7 +302,7 @@ def _content(
 
 
 def _ranges(
-    size: int, known: "Optional[blocks.Known]", lane: "Sequence[int]", reader: blocks.Reader
+    fd: int, size: int, known: "Optional[blocks.Known]", lane: "Sequence[int]"
 ) -> "Iterator[Tuple[int, int, bool]]":
     """(start, end, whether the other side has nothing there) of what a lane has to bring of SIZE bytes."""
     number, lanes = lane
@@ -291,7 +310,7 @@ def _ranges(
     for start in range(number * stripe, size, lanes * stripe):
         end = min(start + stripe, size)
         if known:
-            for span in known.spans(start, end, reader):
+            for span in known.spans(start, end, fd):
                 yield span
         else:
             yield start, end, True
