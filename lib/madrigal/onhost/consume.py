@@ -63,9 +63,10 @@ def move(source: "Union[Part, Nameless]", target: "Part", waiting: "Callable[...
     if os.fstat(source.fd).st_dev != os.fstat(target.fd).st_dev:
         copy.check_room(disk.data, target.fd)
     filler, end, count = copy.Filler(source.fd, target.fd), disk.size, 0
+    extents = stream.Extents(source.fd)
     os.ftruncate(target.fd, end)
     for start in reversed(_cuts(disk.pieces(), disk.data)):
-        for offset, length in stream.extents(source.fd, start, end):
+        for offset, length in extents.within(start, end):
             waiting(bytes=count)
             filler.copy(offset, offset + length)
             count += length
