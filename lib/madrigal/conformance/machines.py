@@ -133,7 +133,7 @@ def command_line(pid: int) -> list[str]:
 class Machines:
     """The front-end `fe` and `hosts`, two or more.
 
-    `location` is where all machines have their datastores: 0 and 1 are each machine's own, all share 100 and 101.
+    `location` is where all machines have their datastores: 0 and 1 are each machine's own, all share 100 to 102.
     """
 
     def __init__(self, given: Sequence[str], keep: Sequence[str]) -> None:
@@ -142,7 +142,7 @@ class Machines:
         self._state = f"{self.work}/hosts"
         self.location = f"{self.work}/one/var/datastores"
         self.owned = [f"{self.location}/{number}" for number in (0, 1)]
-        self.shared = [f"{self.location}/{number}" for number in (100, 101)]
+        self.shared = [f"{self.location}/{number}" for number in (100, 101, 102)]
         for directory in (*self.owned, *self.shared, f"{self.work}/home", f"{self.work}/bin"):
             os.makedirs(directory)
         self.kept = [self.work, *keep]
