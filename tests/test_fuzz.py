@@ -1,148 +1,366 @@
-"""What parses is fed with anything: it answers, or raises one of madrigal.errors, and nothing else.
+"""What parses is fed with anything: it answers, or raises one of madrigal.errors, and nothing else; it ends soon.
 
-hypothesis looks for inputs; those worth keeping are files in tests/corpus, which are always tried first.
+hypothesis makes inputs out of right ones (SEEDS); those worth keeping are files in tests/corpus, which are always tried
+first.  The parsers are in readers.py.
 """
 
 from __future__ import annotations
 
 import base64
+import bz2
 import contextlib
+import gzip
+import io
+import json
+import lzma
 import os
-import tempfile
-from collections.abc import Callable
+import resource
+import signal
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import TREE
-from dumps import dump, vm_document
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from readers import MOST, READERS, RIGHT, RIGHT_VM, framed, qcow2
 
-from madrigal import inspector
-from madrigal.config import read_shell
 from madrigal.conformance import broken
-from madrigal.dump import VM, Dump
 from madrigal.errors import MadrigalError
-from madrigal.location import Location, arg_host, arg_path, fix_dir_slashes
+from madrigal.host import remote
 
 CORPUS = TREE / "tests/corpus"
-MANY = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-RIGHT = dump("/ds/1", {"PATH": "/x", "FORMAT": "raw", "FS": "ext4", "SIZE": 5}, {"MD5": "0" * 32}, {"SAFE_DIRS": "/x"})
-BYTES = st.binary(max_size=400)
+MANY = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+SECONDS = 20
+"""That one input may take."""
+MEMORY = 2 << 30
+"""Bytes of address space that this process may have more than it has."""
+
+NUMBERS = (b"0", b"-1", b"1e999", b"9" * 30, b"9" * 5000, b"18446744073709551616", "²".encode(), b"NaN")
+JSON = (b"null", b"true", b'""', b"[]", b"{}", b"[" * 100_000, b'"\\ud800"', b"1.5")
+BYTES = (b"\0", b"\xff" * 8, b"\x7f" * 4, b"\n", b"\r\n", b"\x1e", "é".encode(), b"'", b'"', b"../", b"%00")
+TOKENS = (*NUMBERS, *JSON, *BYTES)
 
 
-def read_dump(data: bytes) -> None:
-    """All that a recipe may ask of a dump."""
-    read = Dump(data)
-    for thing in (read.image, read.datastore):
-        for name in vars(type(thing)):
-            if isinstance(vars(type(thing))[name], property):
-                with contextlib.suppress(MadrigalError):
-                    getattr(thing, name)
-        thing.attribute("MD5")
+def _tar() -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        about = tarfile.TarInfo("d/disk-é")
+        about.size = 700
+        archive.addfile(about, io.BytesIO(b"disk" * 175))
+    return made.getvalue()
 
 
-def read_vm(data: bytes) -> None:
-    vm = VM(data)
-    for name in vars(VM):
-        if isinstance(vars(VM)[name], property):
-            with contextlib.suppress(MadrigalError):
-                getattr(vm, name)
-    disk = vm.disk(0)
-    assert disk is None or disk.format
+def _zip() -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("disk", b"disk" * 500)
+    return made.getvalue()
 
 
-def read_argument(data: bytes) -> None:
-    text = data.decode("utf-8", "surrogateescape")
-    arg_host(text), arg_path(text), fix_dir_slashes(text)
-    for parse in (Location.parse, Location.of_image):
-        with contextlib.suppress(MadrigalError):
-            found = parse(text).checked()
-            assert ".." not in found.path.split("/") and not found.host.startswith("-")
+def _http(*headers: str, body: bytes = b"x" * 20, status: str = "200 OK") -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode() + body
 
 
-def read_configuration(data: bytes) -> None:
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(data)
-        file.flush()
-        read_shell(file.name)
+def _rpc(*values: str) -> bytes:
+    data = "".join(f"<value>{value}</value>" for value in values)
+    inner = f"<params><param><value><array><data>{data}</data></array></value></param></params>"
+    return _http(body=f"<?xml version='1.0'?><methodResponse>{inner}</methodResponse>".encode())
 
 
-def read_image(data: bytes) -> None:
-    with tempfile.TemporaryFile() as file:
-        file.write(data)
-        file.flush()
-        found = inspector.check_import(file.fileno())
-        assert found.format
-        inspector.inspect_head(data, True)
+def _about(path: str = "", type: str = "file", **more: object) -> bytes:
+    about = {"path": path, "type": type, "size": 70_000, "allocated": 70_000, "mode": 0o600, "mtime": 1, **more}
+    return json.dumps({"owner": [0, 0], "verify": "crc32", **about}).encode()
 
 
-READERS: dict[str, Callable[[bytes], None]] = {
-    "dump": read_dump,
-    "argument": read_argument,
-    "configuration": read_configuration,
-    "image": read_image,
+def _frames() -> list[bytes]:
+    data = b"data" * 1000
+    check = zlib.crc32(data).to_bytes(4, "big")
+    zero = zlib.crc32((5000).to_bytes(8, "big"), 8000).to_bytes(4, "big")
+    end = (b"X", 0, b"")
+    return [
+        framed((b"O", 0, _about()), (b"D", 0, data), (b"C", 0, check), end),
+        framed((b"O", 0, _about()), (b"D", 0, data), (b"V", 0, check), (b"Z", 8000, (5000).to_bytes(8, "big"))),
+        framed((b"O", 0, _about()), (b"Z", 8000, (5000).to_bytes(8, "big")), (b"C", 0, zero), end),
+        framed((b"O", 0, _about(verify="none")), (b"P", 0, zlib.compress(data)), (b"C", 0, b""), end),
+        framed(
+            (b"O", 0, _about("", "dir")),
+            (b"O", 0, _about("d", "dir")),
+            (b"O", 0, _about("d/l", "link", target="../x")),
+            (b"O", 0, _about("d/f", size=4000)),
+            (b"D", 0, data),
+            (b"C", 0, check),
+            end,
+        ),
+        framed((b"E", 0, b'["NotFound", "it is not there"]')),
+    ]
+
+
+DOMAIN = b"""<domain><devices><disk type='file'><driver type='qcow2'/><source file='/x/disk.0' index='1'/>
+<backingStore type='file' index='2'><format type='raw'/><source file='/x/1'/><backingStore/></backingStore>
+<mirror type='file' ready='yes'/><target dev='vda'/></disk></devices></domain>"""
+SNAPSHOTS = [
+    ["disk.0", "link", "disk.0.snap/1"],
+    ["disk.0.snap/disk.0.snap", "link", "."],
+    ["disk.0.snap/0", "qcow2", ""],
+    ["disk.0.snap/1", "qcow2", "disk.0.snap/0"],
+    ["disk.0.snap/3.current", "file", "/0/17/disk.0.snap/1"],
+]
+
+SEEDS: dict[str, list[bytes]] = {
+    "dump": [RIGHT, base64.b64decode(RIGHT)],
+    "vm": [RIGHT_VM],
+    "argument": [
+        b"host01:/var/lib/one/datastores/0/17/disk.0",
+        b"host01:/ds/0/17\n0:1\none-17\n5\n17\n0",
+        b"host01:/ds/0/17\n17\n8\n-1\n-1",
+        b"disk.1",
+    ],
+    "answer-of-front-end": [
+        _rpc("<boolean>1</boolean>", "<string>&lt;VM&gt;&lt;ID&gt;1&lt;/ID&gt;&lt;/VM&gt;</string>", "<i4>0</i4>"),
+        _rpc("<boolean>0</boolean>", "<string>no</string>", "<i4>1024</i4>"),
+    ],
+    "configuration": [b"A=b\nexport C='d e' # f\nG=\"h\\$i\"\n"],
+    "driver": [Path(TREE, path, "driver.toml").read_bytes() for path in ("tm/shared", "datastore/fs")],
+    "qcow2-options": [b"-o cluster_size=2M,compat=1.1", b"lazy_refcounts=on"],
+    "monitord": [b'NETWORK = [ ADDRESS = "0.0.0.0", MONITOR_ADDRESS = "auto", PORT = 4124, PUBKEY = "" ]\n'],
+    "ssh-config": [
+        b"Host *.example !x\n User one\n Port 2222\n IdentityFile ~/.ssh/%h\n KexAlgorithms +a*,b\nMatch user one\n"
+        b" ProxyJump a@b:22,[::1]:5\n HostName %h.x\nInclude none\n SetEnv A=b\n"
+    ],
+    "known-hosts": [b"host.example,h? ssh-rsa a2V5\n@revoked * ssh-rsa a2V5\n|1|c2FsdA==|ZGlnZXN0 ssh-rsa a2V5\n"],
+    "image": [
+        *(head + bytes(600) for head in (b"QFI\xfb\0\0\0\2", b"QFI\xfb\0\0\0\3", b"KDMV", b"vhdxfile", b"conectix")),
+        b'# Disk DescriptorFile\nversion=1\ncreateType="monolithicFlat"\nRW 8 FLAT "x" 0\n',
+        b"QED\0" + bytes(100),
+        bytes(64) + b"\x7f\x10\xda\xbe" + bytes(600),
+    ],
+    "qcow2": [qcow2(""), qcow2("disk.0.snap/0"), qcow2("/x", "raw")],
+    "map": [
+        b'[{ "start": 0, "length": 65536, "depth": 0, "present": true, "zero": false, "data": true, "offset": 327680},\n'
+        b'{ "start": 65536, "length": 983040, "depth": 0, "zero": true, "data": false}]\n'
+    ],
+    "packed": [
+        *(pack(b"disk" * 3000) for pack in (gzip.compress, bz2.compress, lzma.compress)),
+        _tar(),
+        _zip(),
+        gzip.compress(_tar()),
+        b"\x28\xb5\x2f\xfd\x64\x00\x01\x45\x00\x00\x10AA\x01\x00\xfb\x2b\x80\x05",
+        b"\x04\x22\x4d\x18\x68\x40\x10\x00\x00\x00\x00\x00\x00\x00\xa7\x04\x00\x00\x80disk\x00\x00\x00\x00",
+    ],
+    "url": [
+        b"https://user:pass@host.example:8443/a/b?c=d#e",
+        b"s3://bucket.x/key/object",
+        b"ssh://one@host:/x/y",
+        b"/x/y",
+        b"http://[::1]:80/",
+    ],
+    "http": [
+        _http("Content-Length: 20", 'ETag: "x"'),
+        _http("Content-Length: 30", 'ETag: "x"')
+        + b"\x1e"
+        + _http("Content-Range: bytes 20-29/30", 'ETag: "x"', body=b"y" * 10, status="206 Partial Content"),
+        _http("Content-Length: 30") + b"\x1e" + _http("Content-Length: 30", body=b"x" * 30),
+        _http("Location: /other", body=b"", status="302 Found") + b"\x1e" + _http("Content-Length: 20"),
+        _http("Transfer-Encoding: chunked", body=b"5\r\nabcde\r\n0\r\n\r\n"),
+        _http("Retry-After: 0", body=b"", status="503 Busy") + b"\x1e" + _http("Content-Length: 20"),
+        _http("Last-Modified: Sat, 01 Jan 2022 00:00:00 GMT", "Date: Sun, 02 Jan 2022 00:00:00 GMT"),
+        _http("Content-Range: bytes */20", body=b"", status="416 No"),
+    ],
+    "answer-of-host": [
+        b'{"busy": true, "bytes": 5}\n{"ok": false}\n',
+        b'{"error": ["NotFound", "not there", ["left"]]}\n',
+        framed((b"O", 0, _about()), (b"D", 0, b"data"), (b"X", 0, b"")) + b'{"ok": null}\n',
+        b'{"busy": true}\n' + framed((b"X", 0, b"")) + b'{"ok": null}\n',
+    ],
+    "file-of-host": [
+        b'{"size": 10, "version": [1, 2]}\n' + b"\0" * 8 + b"\0\0\0\0\0\0\0\x04data",
+        b'{"error": ["Forbidden", "not allowed"]}\n',
+    ],
+    "frames": _frames(),
+    "described": [
+        json.dumps({"of": [1, 2, 3, 4], "described": {"block": 65536, "kind": "sha256", "digests": "AAAA"}}).encode()
+    ],
+    "virsh": [DOMAIN, b"running", b"Capacity:       1048576\nAllocation: 0\n", b" type=Block Copy\n cur=1\n end=2\n"],
+    "snapshots": [json.dumps(SNAPSHOTS).encode()],
 }
+"""What each reader takes."""
 
 
-def survives(reader: Callable[[bytes], None], data: bytes) -> None:
-    with contextlib.suppress(MadrigalError):
-        reader(data)
+class Hangs(AssertionError):
+    """An input took too long."""
+
+
+def survives(name: str, data: bytes) -> None:
+    """That the reader answers, or says in one of our words what is wrong, soon and with little memory."""
+
+    def late(*_: object) -> None:
+        raise Hangs(f"{name} takes longer than {SECONDS} s for {data[:200]!r}")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        with contextlib.suppress(MadrigalError):
+            READERS[name](data)
+    except MemoryError:
+        pytest.fail(f"{name} wants more than {MEMORY} bytes for {data[:200]!r}")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_memory() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+# -- what is kept --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.rglob("*/*")), ids=lambda path: str(path.relative_to(CORPUS)))
 def test_what_was_kept(path: Path) -> None:
-    survives(READERS[path.parent.name], path.read_bytes())
+    survives(path.parent.name, path.read_bytes())
 
 
-def test_every_reader_has_a_corpus() -> None:
-    assert sorted(os.listdir(CORPUS)) == sorted(READERS)
+@pytest.mark.parametrize("name", sorted(READERS))
+def test_what_is_right(name: str) -> None:
+    """Else nothing would be learnt from what is made of it."""
+    for data in SEEDS[name]:
+        survives(name, data)
 
 
+def test_every_reader_has_seeds_and_a_corpus() -> None:
+    assert sorted(os.listdir(CORPUS)) == sorted(READERS) == sorted(SEEDS)
+
+
+# -- what is made ----------------------------------------------------------------------------------------------------
+
+EDIT = st.tuples(
+    st.integers(0, 5000), st.sampled_from((0, 0, 1, 2, 8, 40)), st.binary(max_size=4) | st.sampled_from(TOKENS)
+)
+
+
+def _edited(made: tuple[bytes, list[tuple[int, int, bytes]], int | None]) -> bytes:
+    data, edits, length = made
+    for at, gone, put in edits:
+        at %= len(data) + 1
+        data = data[:at] + put + data[at + gone :]
+    return data if length is None else data[: length % (len(data) + 1)]
+
+
+def _made_of(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
+    """One of SEEDS with a few changes, perhaps cut off."""
+    cut = st.none() | st.integers(0, 5000)
+    return st.tuples(st.sampled_from(seeds), st.lists(EDIT, max_size=5), cut).map(_edited)
+
+
+@pytest.mark.parametrize("name", sorted(READERS))
 @MANY
-@given(st.one_of(BYTES, BYTES.map(base64.b64encode), st.integers(0, 1 << 30)))
-def test_dumps(data: bytes | int) -> None:
-    if isinstance(data, int):  # one that was right
-        for _, changed in broken.dumps(RIGHT, 10, str(data)):
-            survives(read_dump, changed)
-    else:
-        survives(read_dump, data)
+@given(st.data())
+def test_anything(name: str, data: st.DataObject) -> None:
+    survives(name, data.draw(st.binary(max_size=300) | _made_of(SEEDS[name])))
 
 
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def _other_values(document: object) -> st.SearchStrategy[object]:
+    """DOCUMENT with other values here and there, of any type, or without them."""
+    if isinstance(document, dict):
+        kept = {name: st.just(value) | _other_values(value) for name, value in document.items()}
+        return st.fixed_dictionaries({}, optional=kept) | VALUES
+    if isinstance(document, list):
+        return st.tuples(*[st.just(value) | _other_values(value) for value in document]).map(list) | VALUES
+    return VALUES
+
+
+PIECE = {"start": 0, "length": 65536, "zero": False, "data": True, "offset": 327680}
+DOCUMENTS: dict[str, tuple[object, Callable[[bytes], bytes]]] = {
+    "map": (PIECE, lambda text: b"[" + text + b"]\n"),
+    "answer-of-host": ({"ok": 1, "error": ["NotFound", "x", []], "busy": True}, lambda text: text + b"\n"),
+    "file-of-host": ({"size": 4, "version": [1], "error": ["NotFound", "x"]}, lambda text: text + b"\n"),
+    "frames": (json.loads(_about()), lambda text: framed((b"O", 0, text), (b"C", 0, b""), (b"X", 0, b""))),
+    "described": (json.loads(SEEDS["described"][0]), lambda text: text),
+    "snapshots": (SNAPSHOTS, lambda text: text),
+}
+
+
+@pytest.mark.parametrize("name", sorted(DOCUMENTS))
 @MANY
-@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), max_size=5), st.integers(0, 400))
-def test_vms(changes: list[tuple[int, int]], length: int) -> None:
-    text = bytearray(vm_document(17, {0: {"SIZE": 5, "FORMAT": "raw"}}, history=(0, 1)))
-    for at, byte in changes:
-        text[at % len(text)] = byte
-    survives(read_vm, bytes(text[:length]) if length < 100 else bytes(text))
+@given(st.data())
+def test_other_values(name: str, data: st.DataObject) -> None:
+    """JSON that is right, with values that are not."""
+    document, around = DOCUMENTS[name]
+    survives(name, around(json.dumps(data.draw(_other_values(document))).encode()))
 
 
-@MANY
-@given(st.one_of(BYTES, st.text(alphabet=":/.-$( )'\nfe01", max_size=60).map(str.encode)))
-def test_arguments(data: bytes) -> None:
-    survives(read_argument, data)
-
-
-@MANY
-@given(st.one_of(BYTES, st.text(alphabet="AB=\"'\\$`# \n;export", max_size=80).map(str.encode)))
-def test_configurations(data: bytes) -> None:
-    survives(read_configuration, data)
-
-
-HEADS = (
-    b"QFI\xfb\0\0\0\2",
-    b"QFI\xfb\0\0\0\3",
-    b"KDMV",
-    b"# Disk DescriptorFile\n",
-    b"vhdxfile",
-    b"conectix",
-    b"QED\0",
+NAMES = st.sampled_from(
+    ["disk.0", *(f"disk.0.snap/{name}" for name in "0 1 2 3 10 3.current 0.current disk.0.snap x".split())]
+)
+LEADS = st.sampled_from(
+    ["", ".", "..", "0", "1", "2", "disk.0", "disk.0.snap/1", "disk.0.snap/2", "/", "/etc/passwd", "x:y"]
 )
 
 
 @MANY
-@given(st.sampled_from(HEADS), st.binary(max_size=600))
-def test_images(head: bytes, rest: bytes) -> None:
-    survives(read_image, head + rest)
-    survives(read_image, bytes(64) + b"\x7f\x10\xda\xbe" + rest)  # vdi
+@given(st.lists(st.tuples(NAMES, st.sampled_from(["link", "file", "qcow2", "dir", "fifo"]), LEADS), max_size=8))
+def test_odd_snapshots(entries: list[tuple[str, str, str]]) -> None:
+    survives("snapshots", json.dumps(entries).encode())
+
+
+HEADERS = st.tuples(
+    st.sampled_from(["Content-Length", "Content-Range", "Location", "ETag", "Last-Modified", "Date", "Retry-After"])
+    | st.sampled_from(["Transfer-Encoding", "Content-Encoding", "X"]),
+    st.sampled_from(
+        ["5", "-1", "20", "9" * 30, "²", "chunked", '"x"', 'W/"x"', "bytes 5-19/20", "bytes */*", "bytes 9-5/5"]
+    )
+    | st.sampled_from(
+        ["/", "//x", "http://[", "http://h:99999/", "ftp://x/", "\x00", "é", "Sat, 99 Jan 0000", "é" * 9000]
+    )
+    | st.text(max_size=20),
+)
+ANSWER = st.builds(
+    lambda status, headers, body: _http(*(f"{name}: {value}" for name, value in headers), body=body, status=status),
+    st.sampled_from(
+        ["200 OK", "206 Partial", "302 Found", "416 No", "503 Busy", "404 No", "100 Continue", "x", "99999 y"]
+    ),
+    st.lists(HEADERS, max_size=4),
+    st.sampled_from([b"", b"x" * 5, b"x" * 20, b"5\r\nabcde\r\n0\r\n\r\n", b"ffffffffffffffff\r\n"])
+    | st.binary(max_size=30),
+)
+
+
+@MANY
+@given(st.lists(ANSWER, min_size=1, max_size=4))
+def test_odd_servers(answers: list[bytes]) -> None:
+    survives("http", b"\x1e".join(answers))
+
+
+@MANY
+@given(st.integers(0, 1 << 30))
+def test_broken_dumps(seed: int) -> None:
+    for _, changed in broken.dumps(RIGHT, 10, str(seed)):
+        survives("dump", changed)
+
+
+@MANY
+@given(st.integers(0, 5000), st.sampled_from([1, 100, 1 << 20]))
+def test_bombs(cut: int, many: int) -> None:
+    """What unpacks to much comes in pieces."""
+    bomb = gzip.compress(bytes(MOST // 4), 1) * min(many, 3)
+    survives("packed", bomb[: len(bomb) - cut % 50])
+
+
+def test_the_marker_is_of_the_worker() -> None:
+    assert remote.MARKER.isascii() and "\n" not in remote.MARKER

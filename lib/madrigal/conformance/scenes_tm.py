@@ -243,11 +243,14 @@ def _moved(stage: Stage, format: str, suffix: str = "") -> Play:
         expect(exists(stage, stage.other, f"{stage.vm_dir}/deployment.0"), True, "deployment.0 came along")
         gone(stage, stage.host, stage.vm_dir)
 
-    places = [stage.vm_dir, f"{stage.vm_dir}/*", f"{stage.system}/.monitor"]
+    places = {
+        stage.host: [stage.vm_dir, f"{stage.vm_dir}/*", f"{stage.system}/.monitor"],
+        stage.other: [*_whole_vm(stage.vm_dir), f"{stage.system}/.monitor"],
+    }
     return Play(
         stage.tm(f"mv{suffix}", stage.place(stage.host), stage.place(stage.other)),
         verify,
-        [stage.at(host, path) for host in (stage.host, stage.other) for path in places],
+        [stage.at(host, path) for host, paths in places.items() for path in paths],
         safe=kept(stage, [(stage.host, disk), (stage.other, disk)], format, digest),
         moves=stage.at(stage.other, stage.system),
         sources=[stage.at("fe", image)],
@@ -267,6 +270,12 @@ def mv_shared(stage: Stage, format: str) -> Play:
     )
 
 
+def _whole_vm(directory: str) -> list[str]:
+    """What comes along when the directory of a VM moves."""
+    names = ("disk.0", "disk.0.snap", "disk.0.snap/*", "disk.5", "deployment.0")
+    return [directory, *(f"{directory}/{name}" for name in names)]
+
+
 def _elsewhere(stage: Stage) -> str:
     """The VM's directory in another system datastore that all share."""
     return f"{stage.machines.location}/102/{stage.vm_id}"
@@ -282,7 +291,7 @@ def mv_elsewhere(stage: Stage, format: str) -> Play:
         expect(exists(stage, stage.other, f"{there}/disk.5"), True, "the disk beside it came along")
         gone(stage, stage.host, stage.vm_dir)
 
-    places = [*(f"{one}{end}" for one in (stage.vm_dir, there) for end in ("", "/*")), f"{stage.system}/.monitor"]
+    places = [stage.vm_dir, f"{stage.vm_dir}/*", *_whole_vm(there), f"{stage.system}/.monitor"]
     return Play(
         stage.tm("mv", stage.place(stage.host), f"{stage.other}:{there}", ds=102),
         verify,
