@@ -244,13 +244,24 @@ def fails(subject: Subject, action: str) -> str:
     """Although nothing is wrong."""
     if subject.refuses(action):
         raise Harmless("it has to fail")
-    if action == "snap_create_live":
-        raise Harmless("it has to fail where no guest runs, and the kit starts none")
     return 'cat >/dev/null; echo "it does not work" >&2; exit 1'
 
 
 def says_untagged_words(subject: Subject, action: str) -> str:
     return _after('echo "all is well" >&2')
+
+
+def takes_no_moment(subject: Subject, action: str) -> str:
+    """A copy of a disk while its guest goes on writing to it."""
+    if action != "snap_create_live" or subject.refuses(action):
+        raise Harmless("it is not about VMs that run")
+    return _on_disk('for s in "$f.snap/0" "$(readlink -f "$f").snap/0"; do cat "$f" >"$s"; done')
+
+
+def leaves_the_guest_suspended(subject: Subject, action: str) -> str:
+    if action != "snap_create_live" or subject.refuses(action):
+        raise Harmless("it is not about VMs that run")
+    return _on_disk("virsh suspend one-17")
 
 
 ALL: dict[str, Callable[[Subject, str], str]] = {
@@ -270,5 +281,7 @@ ALL: dict[str, Callable[[Subject, str], str]] = {
         swallows_failures,
         fails,
         says_untagged_words,
+        takes_no_moment,
+        leaves_the_guest_suspended,
     )
 }

@@ -145,11 +145,7 @@ class Trial:
         self.kit.forget()
         swallows = name == "swallows failures"
         # what does not do its work is not to be noticed by what it has to refuse alone
-        self.kit.scenes = [
-            one
-            for one in load()
-            if one.action == action and (swallows or not one.fails or action == "snap_create_live")
-        ]
+        self.kit.scenes = [one for one in load() if one.action == action and (swallows or not one.fails)]
         self.kit.options = dataclasses.replace(self.kit.options, profile="full" if swallows else "quick")
         only = f"({ONCE}{' or wrong_arguments' if swallows else ''}) and {action}"
         modules = ["test_once", "test_hostile"] if swallows else ["test_once"]

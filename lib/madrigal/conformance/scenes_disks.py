@@ -5,7 +5,9 @@ docs/contract.md, "Transfer manager actions" and "Snapshots of disks".
 
 from __future__ import annotations
 
-from madrigal.conformance import vms
+import os
+
+from madrigal.conformance import guests, vms
 from madrigal.conformance.calls import Run
 from madrigal.conformance.scenes import Play, Unfit, Wrong, expect, holds, kept, scene, whole
 from madrigal.conformance.stage import MIB, Stage
@@ -160,7 +162,25 @@ def snap_create_missing(stage: Stage, format: str) -> Play:
 
 @scene("tm", "snap_create_live", "of a guest", forms=vms.TODAY)
 def snap_create_live(stage: Stage, format: str) -> Play:
-    raise Unfit("snap_create_live of a guest needs one that runs, which the check does not start")
+    """It may stand still meanwhile, and goes on; the snapshot is of one moment."""
+    if not os.path.exists(f"{stage.subject.directory}/driver.toml") or not stage.machines.is_own:
+        raise Unfit("a guest is played to drivers with a driver.toml, on hosts of the check's own")
+    disk, content, image = vms.given(stage, "raw")
+    stage.vm.state, stage.vm.lcm_state = 3, 57
+    guests.run(stage, disk)
+
+    def verify(run: Run) -> None:
+        expect(guests.stands_still(stage), False, "whether the VM stands still after it")
+        then, now = (stage.written(content, byte, guests.PLACE) for byte in (guests.STILL, guests.GOING))
+        holds(stage, stage.host, disk, "raw", stage.digest(now), "the disk, when the VM has gone on")
+        _snapshot_holds(stage, disk, 0, "raw", stage.digest(then))
+
+    return Play(
+        stage.tm("snap_create_live", f"{stage.host}:{disk}", "0", ds=stage.image_ds),
+        verify,
+        _of_disk(stage, ""),
+        sources=[stage.at("fe", image)],
+    )
 
 
 @scene("tm", "snap_create_live", "where no guest runs", forms=vms.TODAY, fails=True)

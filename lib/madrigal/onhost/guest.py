@@ -54,6 +54,9 @@ timeout -k 5 "$seconds" virsh -q -c "$uri" "$@" </dev/null >/dev/null || exit
 mv -fT -- "$link" "$disk" || exit 126
 """
 
+_TOLD = 4096
+"""Bytes at the end of what virsh complains that have its last line."""
+
 _COUNT = re.compile(r"[0-9]{1,20}\Z")
 _OURS = ("Block Copy", "Block Commit", "Block Pull")
 
@@ -365,13 +368,16 @@ class _Helper:
 
     def __init__(self, script: str, arguments: "Sequence[str]") -> None:
         import subprocess
+        import tempfile
 
+        # A file: nobody reads while it works, and a pipe that is full would hold it up.
+        self._said = tempfile.TemporaryFile()
         # A group of its own: what ends us must not end it.  It has none of our locks: a delete would end it for that.
         self._process = subprocess.Popen(
             ["sh", "-c", script, "sh"] + list(arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._said,
             env=command.environment(),
             start_new_session=True,
         )
@@ -395,8 +401,9 @@ class _Helper:
 
         if self._ended is None:
             try:
-                _, said = self._process.communicate(word.encode(), timeout=seconds)
-                result = command.Result(self._process.returncode, b"", said)
+                self._process.communicate(word.encode(), timeout=seconds)
+                self._said.seek(max(0, os.fstat(self._said.fileno()).st_size - _TOLD))
+                result = command.Result(self._process.returncode, b"", self._said.read())
                 self._ended = result.status, result.complaint()
             except subprocess.TimeoutExpired:
                 self._ended = 124, "virsh took longer than {:g} s".format(seconds)
