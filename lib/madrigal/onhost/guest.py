@@ -371,7 +371,7 @@ class _Helper:
         import tempfile
 
         # A file: nobody reads while it works, and a pipe that is full would hold it up.
-        self._said = tempfile.TemporaryFile()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
         # A group of its own: what ends us must not end it.  It has none of our locks: a delete would end it for that.
         self._process = subprocess.Popen(
             ["sh", "-c", script, "sh"] + list(arguments),
