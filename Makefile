@@ -5,8 +5,8 @@
 #                 memory under large disks
 # make check      the conformance kit on our drivers, quickly; `make test-long` has it too
 # make check-full all that the kit has: some thousand kills, more than 10,000 broken dumps, programs that fail, hang and lie
-# make thorough   what takes hours: faults at all points of all ways under large disks, and broken copies of our drivers
-#                 that the conformance kit must catch
+# make thorough   what takes hours: faults at all points of all ways under large disks, and our drivers broken in every way,
+#                 which the conformance kit must notice (make test-long has one way for each action)
 # make lint       linters and types alone
 # make bench      what actions cost and how fast they move images; PART=throughput one part of it (benchmarks/run --help),
 #                 STOCK=DIR beside the drivers of another remotes tree; `make bench import` what imports from a web server cost

@@ -1,4 +1,4 @@
-"""The conformance kit on our drivers, and on copies of them that are broken on purpose."""
+"""The conformance kit on our drivers, and its parts; test_mutations has it on broken ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conftest import TREE
 from madrigal import drivers, errors
 from madrigal.conformance import broken, scan
 from madrigal.conformance.report import Report, Result
-from madrigal.conformance.subject import FORMS, of
+from madrigal.conformance.subject import of
 from madrigal.conformance.watch import forms
 from madrigal.conformance.world import World, unexpected
 
@@ -45,11 +45,6 @@ def check(work: Path, *words: str, **env: str) -> tuple[int, list[dict[str, Any]
     return done.returncode, results, done.stdout + done.stderr
 
 
-def failed(results: list[dict[str, Any]]) -> set[tuple[str, str]]:
-    """(scene, check) of those that fail."""
-    return {(one["scene"], one["check"]) for one in results if one["outcome"] == "failed"}
-
-
 # -- ours --------------------------------------------------------------------------------------------------------
 
 
@@ -74,122 +69,6 @@ def test_ours_hold(tmp_path: Path) -> None:
     assert {"kill", "failing_programs", "full_disk", "host_down", "same_object", "wrong_arguments"} <= files
     assert "tm/ssh[current]" in page.read_text() and "FAILED" not in page.read_text()
     assert junit.read_text().count("<testcase") == len(results)
-
-
-# -- broken copies -----------------------------------------------------------------------------------------------
-
-# What an action is replaced by; $real is the right one, $kind and $action say which it is.
-BREAKS = {
-    "does nothing": "cat >/dev/null; exit 0",
-    "answers something else": '"$real" "$@"; status=$?; echo surprise; exit $status',
-    "leaves a file": '"$real" "$@"; status=$?; echo x >/tmp/left-over; exit $status',
-    "says more than it may": '"$real" "$@"; status=$?; echo "all is well" >&2; exit $status',
-    "removes too much": """
-"$real" "$@"; status=$?
-find "$ONE_LOCATION/var/datastores" -name "bystander*" -delete
-exit $status""",
-    "truncates": """
-"$real" "$@" >/tmp/answer; status=$?
-read -r path rest </tmp/answer; cat /tmp/answer; rm /tmp/answer
-[ ! -f "$path" ] || truncate -s -65536 "$path"
-for word; do case $word in */disk.0) disk=$word ;; esac; done
-cut='f=$(readlink -f PATH) && [ -f "$f" ] && truncate -s -65536 "$f"'
-[ -z "${disk:-}" ] || ssh "${disk%%:*}" "${cut/PATH/${disk#*:}}" </dev/null 2>/dev/null
-exit $status""",
-}
-
-
-def break_driver(tree: Path, driver: str, how: str) -> list[str]:
-    """Make TREE like ours, but with every action of DRIVER broken in this way; returns the actions."""
-    for name in ("lib", "remotes", "scripts_common.sh", "datastore", "tm"):
-        (tree / name).symlink_to(TREE / name)
-    kind, _, name = driver.partition("/")
-    (tree / kind).unlink()
-    (tree / kind).mkdir()
-    for other in (TREE / kind).iterdir():
-        if other.name != name:
-            (tree / kind / other.name).symlink_to(other)
-    (tree / kind / name).mkdir()
-    shutil.copy(TREE / driver / "driver.toml", tree / kind / name)
-    actions = of(kind, str(TREE / driver), "current").actions
-    broken_ones = tree / "broken"
-    broken_ones.mkdir()
-    for action in actions:
-        # what a driver cannot do, and where it has nothing to do, is known by the name of the file
-        same = os.path.basename(os.path.realpath(TREE / driver / action))
-        path = broken_ones / (same if same in ("unsupported", "unsupported_backup", "nothing") else action)
-        path.write_text(f'#!/bin/bash\nreal={TREE / driver}/"${{0##*/}}"\n{BREAKS[how]}\n')
-        path.chmod(0o755)
-        (tree / kind / name / action).symlink_to(path)
-    return actions
-
-
-ONCE = "answer or words or content or leftovers or source_untouched or bystanders or secrets or refuses"
-
-
-@needs_root
-@pytest.mark.thorough
-@pytest.mark.parametrize("driver", OURS)
-def test_what_does_nothing_is_caught(driver: str, tmp_path: Path) -> None:
-    """For every action of the driver that has something to do."""
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    break_driver(tree, driver, "does nothing")
-    kind, _, name = driver.partition("/")
-    words = ["--remotes", str(tree), f"--{kind}", name, "-k", f"({ONCE}) and current", "--prepare-with", str(TREE)]
-    status, results, said = check(tmp_path, *words)
-    subject = of(kind, str(TREE / driver), "current")
-    bad = {one["action"] for one in results if one["outcome"] == "failed"}
-    # who has nothing to do is caught by another breakage, in the next test
-    idle = {action for action in subject.actions if subject.is_idle(action) or (name, action) == ("dummy", "restore")}
-    by_storage = {"mvds", "mv", "premigrate", "failmigrate", "postmigrate"} if subject.is_shared else set()
-    missing = set(subject.actions) - bad - idle - by_storage
-    assert not missing, f"nobody minds that these do nothing: {missing}\n{said[-3000:]}"
-    assert status == 1 if bad else True
-
-
-@needs_root
-@pytest.mark.thorough
-@pytest.mark.parametrize("how", [how for how in BREAKS if how not in ("does nothing", "answers something else")])
-@pytest.mark.parametrize("driver", ["datastore/fs", "tm/ssh"])
-def test_breakages_are_caught(driver: str, how: str, tmp_path: Path) -> None:
-    """In at least one scene of every action that it can be done to."""
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    break_driver(tree, driver, how)
-    kind, _, name = driver.partition("/")
-    words = ["--remotes", str(tree), f"--{kind}", name, "-k", f"({ONCE}) and current", "--prepare-with", str(TREE)]
-    status, results, said = check(tmp_path, *words)
-    bad = {one["action"] for one in results if one["outcome"] == "failed"}
-    subject = of(kind, str(TREE / driver), "current")
-    wanted = set(subject.actions)
-    if how == "truncates":
-        wanted = (
-            {"cp", "clone", "mkfs"}
-            if kind == "datastore"
-            else {"clone", "ln", "mkimage", "mkswap", "snap_revert", "resize"}
-        )
-    elif how in ("leaves a file", "removes too much") and kind == "tm":
-        wanted -= {"monitor_ds"}  # which runs on a host
-    assert status == 1 and wanted <= bad, f"not caught: {wanted - bad}\n{said[-3000:]}"
-
-
-@needs_root
-@pytest.mark.thorough
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("driver", OURS)
-def test_what_has_little_to_do_is_caught_too(driver: str, form: str, tmp_path: Path) -> None:
-    """Every action that says what it must not; of some drivers, doing nothing is right."""
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    break_driver(tree, driver, "answers something else")
-    kind, _, name = driver.partition("/")
-    words = ["--remotes", str(tree), f"--{kind}", name, "-k", "answer", "--contract", form]
-    _, results, said = check(tmp_path, *words, "--prepare-with", str(TREE))
-    subject = of(kind, str(TREE / driver), form)
-    bad = {one["action"] for one in results if one["outcome"] == "failed"}
-    wanted = {action for action in subject.actions if not subject.cannot(action)}
-    assert wanted <= bad, f"not caught: {wanted - bad}\n{said[-2000:]}"
 
 
 # -- the page for authors ------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -356,6 +357,17 @@ def test_without_an_agent_the_guest_is_suspended_and_goes_on(chain: tuple[Domain
     with guest.frozen():
         pass
     assert domain.state() == "paused", "who suspended it wants it so"
+
+
+def test_a_virsh_that_says_very_much_holds_nobody_up(chain: tuple[Domain, Guest, Path], lab: Lab) -> None:
+    """Nobody reads that meanwhile, and the guest would stand still until a deadline."""
+    domain, guest, _ = chain
+    for word in ("domfsfreeze", "suspend", "resume"):
+        lab.when(word, "head -c 1048576 /dev/zero | tr '\\0' x >&2")
+    began = time.monotonic()
+    with guest.frozen():
+        assert domain.state() == "paused"
+    assert domain.state() == "running" and time.monotonic() - began < 10
 
 
 def test_with_an_agent_the_guest_is_frozen_and_thawed(chain: tuple[Domain, Guest, Path]) -> None:

@@ -367,7 +367,9 @@ def parse(name: str, argv: list[str]) -> Request:
 
 
 def _id(name: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit():
+    from madrigal.location import is_number
+
+    if not is_number(text):
         raise UsageError(f"the {ACTIONS[name][1]} is '{text[:40]}', expected a number")
     return int(text)
 

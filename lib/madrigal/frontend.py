@@ -19,6 +19,7 @@ from madrigal.errors import (
     SourceUnavailable,
     UsageError,
 )
+from madrigal.location import is_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def _read(path: str) -> str | None:
             return file.readline().strip()
     except FileNotFoundError:
         return None
+    except ValueError:
+        raise ConfigError(f"{path} is not a line of text in UTF-8") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
 
@@ -90,7 +93,7 @@ def _call(method: str, auth: str, number: int) -> bytes:
         raise SourceUnavailable(f"{_endpoint()} cannot answer {method}")
     if values[0].strip() in ("1", "true"):
         return values[1].encode()
-    code = int(values[2]) if len(values) > 2 and values[2].strip().isdigit() else 0
+    code = int(values[2]) if len(values) > 2 and is_number(values[2].strip()) else 0
     kind = NotFound if code == _NOT_FOUND else Forbidden if code in _FORBIDDEN else MadrigalError
     raise kind(f"the front-end refuses {method}: {values[1]}")
 
@@ -100,7 +103,9 @@ def _post(endpoint: str, body: bytes) -> bytes:
 
     scheme, _, rest = endpoint.partition("://")
     authority, _, path = rest.partition("/")
-    host, _, port = authority.rpartition(":") if authority[-1:].isdigit() and ":" in authority else (authority, "", "")
+    host, colon, port = authority.rpartition(":")
+    if not colon or not is_number(port):
+        host, port = authority, ""
     number = int(port) if port else 443 if scheme == "https" else 80
     if scheme not in ("http", "https") or not host or "@" in host or number > 65535:
         raise ConfigError(f"ONE_XMLRPC is '{endpoint}', expected http://host:port/path")
@@ -124,7 +129,7 @@ def _post(endpoint: str, body: bytes) -> bytes:
                 if len(answer) > MAX_BYTES:
                     raise SourceUnavailable(f"{endpoint} answers with more than {MAX_BYTES >> 20} MiB")
                 connection.settimeout(limit.left())
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that is none
         raise HostUnreachable(f"the front-end does not answer at {endpoint}: {error}") from None
     headers, _, content = bytes(answer).partition(b"\r\n\r\n")
     status = headers.split(b"\r\n", 1)[0].split(b" ")

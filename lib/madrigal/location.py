@@ -9,7 +9,7 @@ from madrigal.errors import UsageError
 # What a host name may be made of.  A leading "-" would be an option to ssh.
 _HOST = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
-_DISK = re.compile(r"disk\.([0-9]+)\Z")
+_DISK = re.compile(r"disk\.([0-9]{1,18})\Z")
 
 
 def arg_host(argument: str) -> str:
@@ -26,6 +26,11 @@ def fix_dir_slashes(path: str) -> str:
     """PATH without doubled and trailing slashes (front-ends write `/var/lib/one//datastores`)."""
     path = re.sub("/+", "/", path)
     return path[:-1] if len(path) > 1 and path.endswith("/") else path
+
+
+def is_number(text: str) -> bool:
+    """Whether TEXT is one of ASCII digits, and of so few that an int of them is no trouble."""
+    return text.isascii() and text.isdigit() and len(text) <= 18
 
 
 def is_host(name: str) -> bool:

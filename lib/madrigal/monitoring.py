@@ -12,6 +12,7 @@ import zlib
 
 from madrigal import config
 from madrigal.errors import ConfigError, MadrigalError, MissingProgram
+from madrigal.location import is_number
 from madrigal.messages import log
 
 TYPE_CHECKING = False
@@ -52,7 +53,7 @@ def _settings(path: str) -> dict[str, str] | None:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     settings = dict(_SETTING.findall(text))
     port = settings.get("PORT", "")
-    if not port.isdigit() or not 0 < int(port) < 65536:
+    if not is_number(port) or not 0 < int(port) < 65536:
         raise ConfigError(f"{path}: PORT is '{port}', expected a number")
     return settings
 

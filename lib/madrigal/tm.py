@@ -19,7 +19,7 @@ from madrigal import action as action_layer
 from madrigal import messages, running
 from madrigal.config import configuration
 from madrigal.errors import ConfigError, MadrigalError, NotFound, NotSupported, UsageError
-from madrigal.location import Location, is_host
+from madrigal.location import Location, is_host, is_number
 from madrigal.onhost import filesystem
 
 TYPE_CHECKING = False
@@ -115,7 +115,7 @@ class VM:
         datastore, name = image.dir.rpartition("/")[2], image.name
         if image.is_url:
             return image
-        if self.is_current or not datastore.isdigit():
+        if self.is_current or not is_number(datastore):
             return Location(disk.host, image.path)
         return Location(disk.host, f"{os.path.dirname(os.path.dirname(disk.dir))}/{datastore}/{name}")
 
@@ -127,7 +127,7 @@ class VM:
         from madrigal import nfs
         from madrigal.host import Host
 
-        nfs.mount(Host(disk.host), root, [self.ds_id, *([int(system)] if system.isdigit() else [])])
+        nfs.mount(Host(disk.host), root, [self.ds_id, *([int(system)] if is_number(system) else [])])
 
     def before(self, origin: str, target: Location) -> Location:
         """Where on the host ORIGIN the directory of the VM is, or was, that comes to TARGET.
@@ -150,7 +150,7 @@ class VM:
     def warn_of_replica(self, disk: Location) -> None:
         """Say in the log if the system datastore of DISK has REPLICA_HOST, which changes nothing here."""
         ds_id = os.path.basename(os.path.dirname(disk.dir))
-        if ds_id.isdigit():
+        if is_number(ds_id):
             self._warn_of("REPLICA_HOST", int(ds_id), disk)
 
     def warn_of_cache(self, disk: Location) -> None:
@@ -354,7 +354,7 @@ def _migration(argv: list[str]) -> dict[str, Any]:
         if not is_host(name):
             raise UsageError(f"'{name}' is not the name of a host")
     target = Location.parse(f"{host}:{directory}")
-    if target.name != str(vm_id) or not os.path.basename(target.dir).isdigit():
+    if target.name != str(vm_id) or not is_number(os.path.basename(target.dir)):
         raise UsageError(f"'{directory}' is not the directory of VM {vm_id}, expected DATASTORES/DSID/{vm_id}")
     from madrigal import dump
 
@@ -375,7 +375,7 @@ def _form(name: str, argv: list[str]) -> str:
         argv = argv[:-1]
     if name == "context":
         # The disk comes last in 3.4, before two numbers today.
-        is_current = len(argv) >= current and argv[-1].isdigit() and argv[-2].isdigit()
+        is_current = len(argv) >= current and is_number(argv[-1]) and is_number(argv[-2])
         is_old = len(argv) >= fewest and not is_current
     else:
         is_current, is_old = len(argv) == current, fewest <= len(argv) <= most
@@ -395,11 +395,8 @@ def _ids(vm_id: str, ds_id: str) -> tuple[int, int]:
 
 def number(text: str, what: str, least: int = 0) -> int:
     """The number that the argument WHAT is; raises UsageError if it is none, or less than LEAST."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if not least <= value <= MOST or not text.lstrip("-").isdigit():
+    value = int(text) if is_number(text.removeprefix("-")) else least - 1
+    if not least <= value <= MOST:
         raise UsageError(f"{what} is '{text[:40]}', expected a whole number from {least} to {MOST}")
     return value
 
@@ -411,7 +408,7 @@ def _check(word: str, place: Location, vm: VM) -> None:
     if word == "disk":
         if (place.disk_id is None and place.name not in ("kernel", "initrd")) or place.path.count("/") < 3:
             raise UsageError(f"'{place}' is not a disk, expected HOST:DATASTORE/VM/disk.N")
-    elif place.disk_id is None and (not place.name.isdigit() or (vm.id is not None and int(place.name) != vm.id)):
+    elif place.disk_id is None and (not is_number(place.name) or (vm.id is not None and int(place.name) != vm.id)):
         of = f" of VM {vm.id}" if vm.id is not None else ""
         raise UsageError(f"'{place}' is neither a disk nor a VM directory{of}, whose last part is the VM's id")
 

@@ -81,7 +81,9 @@ PROGRAMS = (
 
 _SCRIPT = """#!/bin/sh
 name=${0##*/} real=
-for d in /usr/local/bin /usr/bin /bin /usr/sbin /sbin; do [ ! -x "$d/$name" ] || { real=$d/$name; break; }; done
+for d in "%(kept)s" /usr/local/bin /usr/bin /bin /usr/sbin /sbin; do
+  [ ! -x "$d/$name" ] || { real=$d/$name; break; }
+done
 [ -n "$real" ] || { echo "$name: not found" >&2; exit 127; }
 echo "$name" >>"%(state)s/calls"
 read -r what at how <"%(state)s/plan" || exec "$real" "$@"
@@ -109,7 +111,8 @@ class Fakes:
         self._state = f"{machine.state}/faults"
         shutil.rmtree(self._state, ignore_errors=True)
         os.makedirs(self._state)
-        os.makedirs(machine.fakes, exist_ok=True)
+        for directory in (machine.fakes, machine.kept):
+            os.makedirs(directory, exist_ok=True)
         self._is_set = True
         self.clear()
 
@@ -120,6 +123,8 @@ class Fakes:
         self._is_set = False
         for name in os.listdir(self.machine.fakes):
             os.unlink(f"{self.machine.fakes}/{name}")
+        for name in os.listdir(self.machine.kept):
+            os.link(f"{self.machine.kept}/{name}", f"{self.machine.fakes}/{name}")
         for name in ("plan", "calls", "reached"):
             with open(f"{self._state}/{name}", "w"):
                 pass
@@ -132,14 +137,16 @@ class Fakes:
             file.write(f"{program} {at} {how}\n")
         script = f"{self._state}/fake"
         with open(script, "w") as file:
-            file.write(_SCRIPT % {"state": self._state})
+            file.write(_SCRIPT % {"state": self._state, "kept": self.machine.kept})
         os.chmod(script, 0o755)
         for name in PROGRAMS:
             # the interpreter of the action itself is not a tool of it
             if shutil.which(name, path=f"{PATH}:/usr/sbin:/sbin") and (
                 name != "python3" or self.machine.name.startswith("host")
             ):
-                os.link(script, f"{self.machine.fakes}/{name}")
+                if os.path.exists(fake := f"{self.machine.fakes}/{name}"):
+                    os.unlink(fake)
+                os.link(script, fake)
 
     @property
     def calls(self) -> Counter[str]:

@@ -259,6 +259,10 @@ class Kit:
                     seen.wrong = str(error) or repr(error)
         return self._seen[key]
 
+    def forget(self) -> None:
+        """That a driver was seen: it is another one from now on."""
+        self._seen.clear()
+
     def settle(self) -> None:
         """Let what was stopped go on, what hangs end, and all programs be what they are."""
         self._settled = self.answers.started

@@ -46,6 +46,11 @@ class Machine:
         """The directory that comes first in PATH there."""
         return f"{self.state}/bin"
 
+    @property
+    def kept(self) -> str:
+        """The directory of programs that are always there."""
+        return f"{self.state}/kept"
+
     def argv(self, words: Sequence[str]) -> list[str]:
         if self._enter[:1] == ["ssh"]:
             return [*self._enter, shlex.join(words)]
@@ -71,6 +76,15 @@ class Machine:
         told = self.run("python3", "-IS", "-", json.dumps([list(directories), list(but)]), stdin=source)
         found: dict[str, list[object]] = json.loads(told)
         return found
+
+    def keep(self, name: str, script: str) -> None:
+        """Have SCRIPT there as the program NAME, first in PATH, from now on."""
+        for directory in (self.kept, self.fakes):
+            os.makedirs(directory, exist_ok=True)
+        with open(os.open(f"{self.kept}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o755), "w") as file:
+            file.write(script)
+        if not os.path.exists(f"{self.fakes}/{name}"):
+            os.link(f"{self.kept}/{name}", f"{self.fakes}/{name}")
 
     def pids(self) -> set[int]:
         """All processes of the machine; none where it is not the check's own."""
@@ -133,7 +147,7 @@ def command_line(pid: int) -> list[str]:
 class Machines:
     """The front-end `fe` and `hosts`, two or more.
 
-    `location` is where all machines have their datastores: 0 and 1 are each machine's own, all share 100 and 101.
+    `location` is where all machines have their datastores: 0 and 1 are each machine's own, all share 100 to 102.
     """
 
     def __init__(self, given: Sequence[str], keep: Sequence[str]) -> None:
@@ -142,7 +156,7 @@ class Machines:
         self._state = f"{self.work}/hosts"
         self.location = f"{self.work}/one/var/datastores"
         self.owned = [f"{self.location}/{number}" for number in (0, 1)]
-        self.shared = [f"{self.location}/{number}" for number in (100, 101)]
+        self.shared = [f"{self.location}/{number}" for number in (100, 101, 102)]
         for directory in (*self.owned, *self.shared, f"{self.work}/home", f"{self.work}/bin"):
             os.makedirs(directory)
         self.kept = [self.work, *keep]

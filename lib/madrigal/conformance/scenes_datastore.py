@@ -8,12 +8,14 @@ import re
 
 from madrigal.conformance.calls import Call, Run
 from madrigal.conformance.scenes import Play, Wrong, expect, gone, holds, is_files, scene, whole
-from madrigal.conformance.scenes_idle import CAPACITY
+from madrigal.conformance.scenes_idle import CAPACITY, tells_room
 from madrigal.conformance.stage import MIB, Stage
 from madrigal.conformance.subject import Subject
 from madrigal.conformance.vms import BIG
 
 BOTH = ("raw", "qcow2")
+_BESIDE = (".snap", ".snap/*", ".md5sum", ".export")
+"""What may belong to an image."""
 TODAY = ("current",)
 
 
@@ -183,7 +185,7 @@ def rm(stage: Stage, _: str) -> Play:
         for end in ("", ".snap", ".md5sum"):
             gone(stage, "fe", path + end)
 
-    changes = [stage.at("fe", path), stage.at("fe", f"{path}.*")]
+    changes = [stage.at("fe", f"{path}{end}") for end in ("", *_BESIDE)]
     return Play(stage.ds("rm", image={"source": path, "state": "DELETE"}), verify, changes)
 
 
@@ -227,7 +229,7 @@ def stat_missing(stage: Stage, _: str) -> Play:
 
 @scene("datastore", "monitor", forms=TODAY, needs=lambda subject: subject.kind == "datastore")
 def monitor(stage: Stage, _: str) -> Play:
-    return Play(stage.ds("monitor", stage.image_ds), lambda run: None, [], CAPACITY)
+    return Play(stage.ds("monitor", stage.image_ds), lambda run: tells_room(stage, run, stage.base), [], CAPACITY)
 
 
 def _chain(stage: Stage, format: str) -> tuple[str, list[bytes]]:
@@ -308,7 +310,7 @@ def snap_flatten(stage: Stage, format: str) -> Play:
         gone(stage, "fe", f"{path}.snap")
 
     call = _of_image(stage, "snap_flatten", path, format, 1, "qcow2")
-    return Play(call, verify, [stage.at("fe", path), stage.at("fe", f"{path}.*")])
+    return Play(call, verify, [stage.at("fe", f"{path}{end}") for end in ("", *_BESIDE)])
 
 
 @scene("datastore", "export", forms=TODAY, formats=("raw",))
@@ -321,6 +323,7 @@ def export(stage: Stage, format: str) -> Play:
         digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
         expect(found.get("MD5"), digest, "MD5 of what is exported")
         expect(found.get("DISPOSE"), "NO", "DISPOSE of the datastore's own image")
+        expect((found.get("SIZE"), found.get("FORMAT")), ("3", format), "SIZE (MiB) and FORMAT")
         if not re.search(re.escape(path), found.get("IMPORT_SOURCE", "")):
             raise Wrong(f"IMPORT_SOURCE is {found.get('IMPORT_SOURCE')!r} and does not name {path}")
 

@@ -5,7 +5,9 @@ docs/contract.md, "Transfer manager actions" and "Snapshots of disks".
 
 from __future__ import annotations
 
-from madrigal.conformance import vms
+import os
+
+from madrigal.conformance import guests, vms
 from madrigal.conformance.calls import Run
 from madrigal.conformance.scenes import Play, Unfit, Wrong, expect, holds, kept, scene, whole
 from madrigal.conformance.stage import MIB, Stage
@@ -45,6 +47,7 @@ def mkimage(stage: Stage, format: str) -> Play:
 
 @scene("tm", "mkimage", "with ext4", formats=("raw",))
 def mkimage_ext4(stage: Stage, format: str) -> Play:
+    vms.neighbour(stage)
     return _mkimage(stage, format, "ext4")
 
 
@@ -59,6 +62,7 @@ def mkimage_unknown(stage: Stage, format: str) -> Play:
 @scene("tm", "mkswap")
 def mkswap(stage: Stage, format: str) -> Play:
     disk = f"{stage.vm_dir}/disk.0"
+    vms.neighbour(stage)
     stage.disk(0, type="swap", size=16, original_size=0, format="raw", image_id=None, datastore_id=None, tm_mad="")
 
     def verify(run: Run) -> None:
@@ -79,6 +83,7 @@ def context(stage: Stage, format: str) -> Play:
     machine.write(f"{files}/context.sh", b"SECRET='x'\n")
     machine.write(f"{files}/a=b;c'd", b"named")
     disk = f"{stage.vm_dir}/disk.1"
+    vms.neighbour(stage)
 
     def verify(run: Run) -> None:
         host = stage.machine(stage.host)
@@ -88,6 +93,9 @@ def context(stage: Stage, format: str) -> Play:
             expect(seen, content, f"what {disk}, an ISO image, has as {name}")
         label = host.sh('blkid -p -s LABEL -o value "$(readlink -f "$1")" || :', disk).decode().strip()
         expect(label, "CONTEXT", f"the label of {disk}")
+        # the number of blocks of 2 KiB that the volume says it has
+        script = 'f=$(readlink -f "$1"); echo $(($(od -An -tu4 -j32848 -N4 "$f") * 2048 <= $(stat -c %s "$f")))'
+        expect(host.sh(script, disk).strip(), b"1", f"whether {disk} is as long as it says")
 
     return Play(
         stage.tm("context", f"{files}/context.sh", f"{files}/a=b;c'd:init.sh", f"{stage.host}:{disk}"),
@@ -113,13 +121,31 @@ def _of_disk(stage: Stage, image: str) -> list[str]:
     return [stage.at(stage.host, path) for path in paths]
 
 
+def _snapshot_holds(stage: Stage, disk: str, number: int, format: str, digest: str) -> None:
+    """That the disk's snapshot NUMBER holds what has DIGEST, as whoever saves it sees it."""
+    vms.described_snapshot(stage, number)
+    saved = f"{stage.base}/of-a-snapshot{stage.number or ''}"
+    call = stage.tm("cpds", f"{stage.host}:{disk}", saved, str(number), ds=stage.image_ds)
+    run = stage.run(call, subject=stage.helper)
+    if run.status:
+        raise Wrong(f"snapshot {number} is not there\n  expected: that cpds saves it\n  seen:     {run.message[:600]}")
+    stage.runs.remove(run)
+    holds(stage, "fe", saved, format, digest, f"snapshot {number}")
+    stage.machine("fe").run("rm", saved)
+
+
 @scene("tm", "snap_create", forms=vms.TODAY, formats=vms.BOTH, streams=True)
 def snap_create(stage: Stage, format: str) -> Play:
     disk, content, image = vms.given(stage, format)
     digest = stage.digest(content)
+
+    def verify(run: Run) -> None:
+        holds(stage, stage.host, disk, format, digest, "the disk")
+        _snapshot_holds(stage, disk, 0, format, digest)
+
     return Play(
         stage.tm("snap_create", f"{stage.host}:{disk}", "0", ds=stage.image_ds),
-        lambda run: holds(stage, stage.host, disk, format, digest, "the disk"),
+        verify,
         _of_disk(stage, ""),
         safe=kept(stage, [(stage.host, disk)], format, digest),
         moves=stage.at(stage.host, stage.system),
@@ -136,7 +162,25 @@ def snap_create_missing(stage: Stage, format: str) -> Play:
 
 @scene("tm", "snap_create_live", "of a guest", forms=vms.TODAY)
 def snap_create_live(stage: Stage, format: str) -> Play:
-    raise Unfit("snap_create_live of a guest needs one that runs, which the check does not start")
+    """It may stand still meanwhile, and goes on; the snapshot is of one moment."""
+    if not os.path.exists(f"{stage.subject.directory}/driver.toml") or not stage.machines.is_own:
+        raise Unfit("a guest is played to drivers with a driver.toml, on hosts of the check's own")
+    disk, content, image = vms.given(stage, "raw")
+    stage.vm.state, stage.vm.lcm_state = 3, 57
+    guests.run(stage, disk)
+
+    def verify(run: Run) -> None:
+        expect(guests.stands_still(stage), False, "whether the VM stands still after it")
+        then, now = (stage.written(content, byte, guests.PLACE) for byte in (guests.STILL, guests.GOING))
+        holds(stage, stage.host, disk, "raw", stage.digest(now), "the disk, when the VM has gone on")
+        _snapshot_holds(stage, disk, 0, "raw", stage.digest(then))
+
+    return Play(
+        stage.tm("snap_create_live", f"{stage.host}:{disk}", "0", ds=stage.image_ds),
+        verify,
+        _of_disk(stage, ""),
+        sources=[stage.at("fe", image)],
+    )
 
 
 @scene("tm", "snap_create_live", "where no guest runs", forms=vms.TODAY, fails=True)
@@ -153,9 +197,14 @@ def snap_revert(stage: Stage, format: str) -> Play:
     vms.snapshot(stage, disk, 0)
     stage.guest_writes(stage.host, disk, format)
     digests = stage.digest(content), stage.digest(stage.written(content))
+
+    def verify(run: Run) -> None:
+        holds(stage, stage.host, disk, format, digests[0], "the disk")
+        _snapshot_holds(stage, disk, 0, format, digests[0])
+
     return Play(
         stage.tm("snap_revert", f"{stage.host}:{disk}", "0", ds=stage.image_ds),
-        lambda run: holds(stage, stage.host, disk, format, digests[0], "the disk"),
+        verify,
         _of_disk(stage, ""),
         safe=whole(stage, stage.host, disk, format, *digests),
         sources=[stage.at("fe", image)],
@@ -214,6 +263,7 @@ def snap_delete(stage: Stage, format: str) -> Play:
             )
         stage.runs.remove(again)
         holds(stage, stage.host, disk, format, digest, "the disk, after a revert that was refused,")
+        _snapshot_holds(stage, disk, 1, format, digest)
 
     return Play(
         stage.tm("snap_delete", at, "0", ds=stage.image_ds),

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import base64
+import re
 
 from madrigal.conformance import vms
 from madrigal.conformance.calls import Call, Run
-from madrigal.conformance.scenes import Play, Unfit, expect, gone, scene
+from madrigal.conformance.scenes import Play, Unfit, Wrong, expect, gone, scene
 from madrigal.conformance.stage import Stage
 
 # -- monitoring, and drivers that keep nothing -------------------------------------------------------------------
 
 CAPACITY = r"(?=(?s:.*)USED_MB=\d+)(?=(?s:.*)TOTAL_MB=\d+)(?=(?s:.*)FREE_MB=\d+)((USED|TOTAL|FREE)_MB=\d+M?\s*){3}"
+
+
+def tells_room(stage: Stage, run: Run, path: str) -> None:
+    """That the answer says how much room there is where PATH is; others may write there meanwhile."""
+    if not stage.subject.is_files:
+        return
+    told = {name: int(value) for name, value in re.findall(r"(USED|TOTAL|FREE)_MB=(\d+)", run.stdout)}
+    words = stage.machine("fe").sh('df -P -B1M "$1" | tail -1', path).decode().split()
+    seen = dict(zip(("TOTAL", "USED", "FREE"), map(int, words[1:4]), strict=True))
+    much = seen["TOTAL"] // 20 + 8
+    for name, value in seen.items():
+        if abs(told.get(name, -much) - value) > much:
+            raise Wrong(f"{name}_MB\n  expected: {value}, as df says\n  seen:     {told.get(name)}")
 
 
 @scene("tm", "monitor", forms=vms.TODAY, needs=lambda subject: subject.is_shared)
@@ -21,7 +35,7 @@ def monitor(stage: Stage, format: str) -> Play:
     dump = stage.documents.dump(None, stage.documents.datastore(store, stage.system, []), more)
     return Play(
         Call("monitor", (str(stage.system_id),), dump),
-        vms.silent,
+        lambda run: tells_room(stage, run, stage.system),
         [stage.at("fe", f"{stage.system}/.monitor")],
         CAPACITY,
     )
@@ -59,11 +73,23 @@ def ln_device(stage: Stage, format: str) -> Play:
 
 @scene(
     "tm",
+    "ln",
+    "of a device beside another disk",
+    needs=lambda subject: subject.kind == "tm" and not subject.is_files and bool(subject.formats),
+)
+def ln_device_beside(stage: Stage, format: str) -> Play:
+    vms.neighbour(stage)
+    return _device(stage, "ln")
+
+
+@scene(
+    "tm",
     "clone",
     "of a device",
     needs=lambda subject: subject.kind == "tm" and not subject.is_files and bool(subject.formats),
 )
 def clone_device(stage: Stage, format: str) -> Play:
+    vms.neighbour(stage)
     return _device(stage, "clone")
 
 
@@ -90,6 +116,7 @@ def delete_device(stage: Stage, format: str) -> Play:
     disk = f"{stage.vm_dir}/disk.0"
     stage.disk(0, source="/dev/null", clone=False, save=True)
     stage.machine(stage.host).sh('mkdir -p "$1" && ln -s /dev/null "$1/disk.0"', stage.vm_dir)
+    vms.neighbour(stage)
     changes = [stage.at(stage.host, disk)]
     return Play(
         stage.tm("delete", f"{stage.host}:{disk}", ds=stage.image_ds),

@@ -8,12 +8,15 @@ from madrigal.conformance import vms
 from madrigal.conformance.calls import Run
 from madrigal.conformance.scenes import Play, Wrong, exists, expect, gone, holds, kept, scene, whole
 from madrigal.conformance.stage import Stage
+from madrigal.conformance.subject import Subject
 
 
 def _copy(stage: Stage, format: str, verb: str, grow: int = 0, suffix: str = "") -> Play:
     content = stage.content(vms.image_size(stage))
     image = stage.image(content, format)
     disk = vms.described(stage, format, image, grow, clone=verb == "clone")
+    if format == "qcow2" or (verb == "ln" and stage.subject.is_old):  # else the directory has to be made, too
+        vms.neighbour(stage)
     digest = stage.digest(content, grow)
     return Play(
         stage.tm(verb + suffix, f"{stage.fe}:{image}", f"{stage.host}:{disk}", ds=stage.image_ds),
@@ -47,6 +50,7 @@ def clone_kernel(stage: Stage, format: str) -> Play:
     content = b"kernel" * 1000
     image = stage.image(content)
     path = f"{stage.vm_dir}/kernel"
+    vms.neighbour(stage)
     return Play(
         stage.tm("clone", f"{stage.fe}:{image}", f"{stage.host}:{path}", ds=stage.image_ds),
         lambda run: holds(stage, stage.host, path, "raw", stage.digest(content), "the kernel"),
@@ -55,13 +59,22 @@ def clone_kernel(stage: Stage, format: str) -> Play:
     )
 
 
-@scene("tm", "clone", "of an image that is not there", fails=True)
-def clone_missing(stage: Stage, format: str) -> Play:
-    disk = vms.described(stage, "raw", f"{stage.base}/missing")
+def _without_image(stage: Stage, action: str) -> Play:
+    disk = vms.described(stage, "raw", f"{stage.base}/missing", clone=action.startswith("clone"))
     stage.machine(stage.host).sh('mkdir -p "$1"', stage.vm_dir)
     return vms.refused(
-        stage, stage.tm("clone", f"{stage.fe}:{stage.base}/missing", f"{stage.host}:{disk}", ds=stage.image_ds)
+        stage, stage.tm(action, f"{stage.fe}:{stage.base}/missing", f"{stage.host}:{disk}", ds=stage.image_ds)
     )
+
+
+@scene("tm", "clone", "of an image that is not there", fails=True)
+def clone_missing(stage: Stage, format: str) -> Play:
+    return _without_image(stage, "clone")
+
+
+@scene("tm", "ln", "of an image that is not there", fails=True)
+def ln_missing(stage: Stage, format: str) -> Play:
+    return _without_image(stage, "ln")
 
 
 @scene("tm", "mvds", formats=vms.BOTH, streams=True)
@@ -96,12 +109,31 @@ def _saved(stage: Stage, format: str, suffix: str = "") -> Play:
     )
 
 
+@scene("tm", "mvds", "of a file in place of the link", needs=vms.shared)
+def mvds_file(stage: Stage, format: str) -> Play:
+    """As a revert leaves it with some drivers."""
+    content = stage.content()
+    image = stage.image(stage.content(3, "before"))
+    disk = vms.described(stage, "raw", image, clone=False)
+    stage.put(stage.host, disk, content)
+    digest = stage.digest(content)
+    return Play(
+        stage.tm("mvds", f"{stage.host}:{disk}", image, ds=stage.image_ds),
+        lambda run: holds(stage, "fe", image, "raw", digest, "the image"),
+        [*vms.of_vm(stage, stage.host), stage.at("fe", image)],
+        safe=kept(stage, [(stage.host, disk), ("fe", image)], "raw", digest),
+    )
+
+
 @scene("tm", "mvds", "of a disk that is not there", needs=vms.owned, fails=True)
 def mvds_missing(stage: Stage, format: str) -> Play:
-    image = stage.image(stage.content())
-    disk = vms.described(stage, "raw", image, clone=False)
+    return _without_disk(stage, "mvds", stage.image(stage.content()))
+
+
+def _without_disk(stage: Stage, action: str, *arguments: str) -> Play:
+    disk = vms.described(stage, "raw", f"{stage.base}/image", clone=not action.startswith("mvds"))
     stage.machine(stage.host).sh('mkdir -p "$1"', stage.vm_dir)
-    return vms.refused(stage, stage.tm("mvds", f"{stage.host}:{disk}", image, ds=stage.image_ds))
+    return vms.refused(stage, stage.tm(action, f"{stage.host}:{disk}", *arguments, ds=stage.image_ds))
 
 
 @scene("tm", "cpds", forms=vms.TODAY, formats=vms.BOTH, streams=True)
@@ -139,20 +171,15 @@ def cpds_snapshot(stage: Stage, format: str) -> Play:
 
 @scene("tm", "cpds", "of a disk that is not there", forms=vms.TODAY, fails=True)
 def cpds_missing(stage: Stage, format: str) -> Play:
-    disk = vms.described(stage, "raw", stage.image(stage.content()))
-    stage.machine(stage.host).sh('mkdir -p "$1"', stage.vm_dir)
-    return vms.refused(
-        stage,
-        stage.tm("cpds", f"{stage.host}:{disk}", f"{stage.base}/saved{stage.number or ''}", "-1", ds=stage.image_ds),
-    )
+    stage.image(stage.content())
+    return _without_disk(stage, "cpds", f"{stage.base}/saved{stage.number or ''}", "-1")
 
 
 @scene("tm", "delete", "of a disk", forms=vms.TODAY, formats=vms.BOTH)
 def delete_disk(stage: Stage, format: str) -> Play:
     disk, _, image = vms.given(stage, format)
     vms.snapshot(stage, disk, 0)
-    neighbour = f"{stage.vm_dir}/disk.1"
-    stage.put(stage.host, neighbour, b"neighbour")
+    neighbour = f"{stage.vm_dir}/disk.5"
 
     def verify(run: Run) -> None:
         gone(stage, stage.host, disk)
@@ -172,6 +199,7 @@ def delete_link(stage: Stage, format: str) -> Play:
     image = stage.image(content)
     disk = vms.described(stage, "raw", image, clone=False)
     stage.machine(stage.host).sh('mkdir -p "$1" && ln -s "$2" "$1/disk.0"', stage.vm_dir, image)
+    vms.neighbour(stage)
 
     def verify(run: Run) -> None:
         if not stage.subject.is_old:  # where file-based drivers may leave it to the directory
@@ -215,11 +243,14 @@ def _moved(stage: Stage, format: str, suffix: str = "") -> Play:
         expect(exists(stage, stage.other, f"{stage.vm_dir}/deployment.0"), True, "deployment.0 came along")
         gone(stage, stage.host, stage.vm_dir)
 
-    places = [stage.vm_dir, f"{stage.vm_dir}/*", f"{stage.system}/.monitor"]
+    places = {
+        stage.host: [stage.vm_dir, f"{stage.vm_dir}/*", f"{stage.system}/.monitor"],
+        stage.other: [*_whole_vm(stage.vm_dir), f"{stage.system}/.monitor"],
+    }
     return Play(
         stage.tm(f"mv{suffix}", stage.place(stage.host), stage.place(stage.other)),
         verify,
-        [stage.at(host, path) for host in (stage.host, stage.other) for path in places],
+        [stage.at(host, path) for host, paths in places.items() for path in paths],
         safe=kept(stage, [(stage.host, disk), (stage.other, disk)], format, digest),
         moves=stage.at(stage.other, stage.system),
         sources=[stage.at("fe", image)],
@@ -235,6 +266,37 @@ def mv_shared(stage: Stage, format: str) -> Play:
         lambda run: holds(stage, stage.other, disk, "raw", digest, "the disk"),
         [stage.at(stage.host, f"{stage.system}/.monitor")],
         safe=kept(stage, [(stage.host, disk)], "raw", digest),
+        sources=[stage.at("fe", image)],
+    )
+
+
+def _whole_vm(directory: str) -> list[str]:
+    """What comes along when the directory of a VM moves."""
+    names = ("disk.0", "disk.0.snap", "disk.0.snap/*", "disk.5", "deployment.0")
+    return [directory, *(f"{directory}/{name}" for name in names)]
+
+
+def _elsewhere(stage: Stage) -> str:
+    """The VM's directory in another system datastore that all share."""
+    return f"{stage.machines.location}/102/{stage.vm_id}"
+
+
+@scene("tm", "mv", "to another datastore", needs=vms.shared)
+def mv_elsewhere(stage: Stage, format: str) -> Play:
+    disk, content, image = vms.given(stage, "raw")
+    digest, there = stage.digest(content), _elsewhere(stage)
+
+    def verify(run: Run) -> None:
+        holds(stage, stage.other, f"{there}/disk.0", "raw", digest, "the disk in its new datastore")
+        expect(exists(stage, stage.other, f"{there}/disk.5"), True, "the disk beside it came along")
+        gone(stage, stage.host, stage.vm_dir)
+
+    places = [stage.vm_dir, f"{stage.vm_dir}/*", *_whole_vm(there), f"{stage.system}/.monitor"]
+    return Play(
+        stage.tm("mv", stage.place(stage.host), f"{stage.other}:{there}", ds=102),
+        verify,
+        [stage.at(stage.host, path) for path in [*places, f"{stage.machines.location}/102/.monitor"]],
+        safe=kept(stage, [(stage.host, disk), (stage.other, f"{there}/disk.0")], "raw", digest),
         sources=[stage.at("fe", image)],
     )
 
@@ -268,27 +330,50 @@ def mv_missing(stage: Stage, format: str) -> Play:
     )
 
 
-def _variant(action: str, play: Callable[[Stage, str], Play]) -> None:
-    """A scene for the variant of ACTION for system datastores on the hosts' own storage."""
+def _variant(action: str, play: Callable[[Stage, str], Play], missing: Callable[[Stage], Play] | None = None) -> None:
+    """Scenes for the variant of ACTION for system datastores on the hosts' own storage.
 
-    @scene(
-        "tm",
-        action,
-        "apart",
-        forms=vms.TODAY,
-        formats=vms.BOTH,
-        streams=True,
-        needs=lambda subject: vms.shared(subject) and action in subject.actions,
-    )
+    MISSING: where there is nothing to act on.
+    """
+
+    def has(subject: Subject) -> bool:
+        return vms.shared(subject) and action in subject.actions
+
+    @scene("tm", action, "apart", forms=vms.TODAY, formats=vms.BOTH, streams=True, needs=has)
     def apart(stage: Stage, format: str) -> Play:
         stage.store_apart()
+        stage.bystanders()
         return play(stage, format)
 
+    if missing:
 
-_variant("clone.ssh", lambda stage, format: _copy(stage, format, "clone", suffix=".ssh"))
-_variant("ln.ssh", lambda stage, format: _copy(stage, format, "ln", suffix=".ssh"))
-_variant("mvds.ssh", lambda stage, format: _saved(stage, format, ".ssh"))
-_variant("cpds.ssh", lambda stage, format: _copied(stage, format, ".ssh"))
+        @scene("tm", action, "apart, of what is not there", forms=vms.TODAY, fails=True, needs=has)
+        def nothing(stage: Stage, format: str) -> Play:
+            stage.store_apart()
+            stage.bystanders()
+            return missing(stage)
+
+
+_variant(
+    "clone.ssh",
+    lambda stage, format: _copy(stage, format, "clone", suffix=".ssh"),
+    lambda stage: _without_image(stage, "clone.ssh"),
+)
+_variant(
+    "ln.ssh",
+    lambda stage, format: _copy(stage, format, "ln", suffix=".ssh"),
+    lambda stage: _without_image(stage, "ln.ssh"),
+)
+_variant(
+    "mvds.ssh",
+    lambda stage, format: _saved(stage, format, ".ssh"),
+    lambda stage: _without_disk(stage, "mvds.ssh", stage.image(stage.content())),
+)
+_variant(
+    "cpds.ssh",
+    lambda stage, format: _copied(stage, format, ".ssh"),
+    lambda stage: _without_disk(stage, "cpds.ssh", f"{stage.base}/saved{stage.number or ''}", "-1"),
+)
 _variant("mv.ssh", lambda stage, format: _moved(stage, format, ".ssh"))
 
 
@@ -338,6 +423,24 @@ def postmigrate(stage: Stage, format: str) -> Play:
     return Play(
         vms.migration(stage, "postmigrate"), verify, changes, safe=kept(stage, [(stage.other, disk)], "raw", digest)
     )
+
+
+@scene("tm", "postmigrate", "to another datastore", forms=vms.TODAY, needs=vms.shared)
+def postmigrate_elsewhere(stage: Stage, format: str) -> Play:
+    _, content, _ = _live(stage)
+    there = _elsewhere(stage)
+    stage.vm.history[-1].system_ds = 102
+    stage.put(stage.other, f"{there}/disk.0", content)
+    digest = stage.digest(content)
+
+    def verify(run: Run) -> None:
+        holds(stage, stage.other, f"{there}/disk.0", "raw", digest, "the disk in its new datastore")
+        gone(stage, stage.host, stage.vm_dir)
+
+    changes = [stage.at(stage.host, f"{stage.vm_dir}{end}") for end in ("", "/*")]
+    changes += [stage.at(stage.host, f"{one}/.monitor") for one in (stage.system, f"{stage.machines.location}/102")]
+    call = vms.migration(stage, "postmigrate", there, 102)
+    return Play(call, verify, changes, safe=kept(stage, [(stage.other, f"{there}/disk.0")], "raw", digest))
 
 
 @scene("tm", "failmigrate", forms=vms.TODAY)

@@ -39,7 +39,8 @@ def described(stage: Stage, format: str, source: str = "", size: int = 0, clone:
 
 def of_vm(stage: Stage, host: str, name: str = "disk.0") -> list[str]:
     """What may change where a disk is made or removed."""
-    paths = [stage.vm_dir, f"{stage.vm_dir}/{name}", f"{stage.vm_dir}/{name}.*", f"{stage.system}/.monitor"]
+    disk = f"{stage.vm_dir}/{name}"
+    paths = [stage.vm_dir, disk, *(disk + end for end in (".snap", ".snap/*", ".iso")), f"{stage.system}/.monitor"]
     return [stage.at(host, path) for path in paths]
 
 
@@ -48,8 +49,16 @@ def given(stage: Stage, format: str, verb: str = "clone") -> tuple[str, bytes, s
     content = stage.content(image_size(stage), verb)
     image = stage.image(content, format)
     disk = described(stage, format, image, clone=verb.startswith("clone"))
+    neighbour(stage)
     stage.prepare(stage.tm(verb, f"{stage.fe}:{image}", f"{stage.host}:{disk}", ds=stage.image_ds))
     return disk, content, image
+
+
+def neighbour(stage: Stage) -> str:
+    """Another disk of the VM, which no action on the one has a reason to touch; returns its path."""
+    path = f"{stage.vm_dir}/disk.5"
+    stage.machine(stage.host).write(path, b"another disk")
+    return path
 
 
 def silent(_run: Run) -> None:
@@ -63,6 +72,13 @@ def refused(stage: Stage, call: Call) -> Play:
 def snapshot(stage: Stage, disk: str, number: int) -> None:
     if "snap_create" in stage.subject.actions and not stage.subject.is_old:
         stage.prepare(stage.tm("snap_create", f"{stage.host}:{disk}", str(number), ds=stage.image_ds))
+        described_snapshot(stage, number)
+
+
+def described_snapshot(stage: Stage, number: int) -> None:
+    """Have the front-end know snapshot NUMBER of the disk."""
+    known = stage.disk(0).snapshots
+    if known is None or all(one.id != number for one in known.all):
         stage.snapshots(0, number)
 
 
@@ -77,6 +93,7 @@ def newest(stage: Stage, image: str, format: str):  # type: ignore[no-untyped-de
     return find
 
 
-def migration(stage: Stage, action: str) -> Call:
+def migration(stage: Stage, action: str, directory: str = "", ds: int | None = None) -> Call:
+    """ACTION for the VM that goes to the other host, to DIRECTORY (default: its own there) in the datastore DS."""
     document = base64.b64encode(stage.vm_document(stage.vm_id))
-    return stage.tm(action, stage.host, stage.other, stage.vm_dir, stdin=document)
+    return stage.tm(action, stage.host, stage.other, directory or stage.vm_dir, stdin=document, ds=ds)

@@ -162,7 +162,7 @@ def read(tree: str, kind: str, name: str) -> Driver | None:
         return None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     is_tm = kind == "tm"
     needed, optional = (_KEYS | _TM_KEYS, _OPTIONAL | _TM_OPTIONAL) if is_tm else (_KEYS, _OPTIONAL | _DS_KEYS)

@@ -10,6 +10,8 @@ from madrigal.errors import DeadlineExceeded, Forbidden, HostKeyRefused, HostUnr
 from madrigal.onhost import pipe
 
 _BLOCK = 1 << 20
+_LINE = 64 << 20
+"""The most bytes of one line: the digests of all blocks of a file take some 6 MiB."""
 
 # What ssh says, and what that is.
 _CROWDED = (
@@ -59,9 +61,12 @@ class Channel:
         return os.read(self._stdout, _BLOCK)
 
     def readline(self, timeout: float) -> bytes:
-        """The next line of the output, b"" at its end."""
-        end = time.monotonic() + timeout
-        while (index := self._buffer.find(b"\n")) < 0:
+        """The next line of the output, b"" at its end; raises HostUnreachable if it does not come to one."""
+        end, seen = time.monotonic() + timeout, 0
+        while (index := self._buffer.find(b"\n", seen)) < 0:
+            seen = len(self._buffer)
+            if seen > _LINE:
+                raise HostUnreachable(f"{self.host} says more than {_LINE >> 20} MiB in one line")
             self._wait_for(self._stdout, select.POLLIN, max(0, end - time.monotonic()))
             data = os.read(self._stdout, _BLOCK)
             if not data:

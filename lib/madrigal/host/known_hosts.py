@@ -6,10 +6,8 @@ Read here and not by paramiko, which knows neither patterns nor `@revoked` and s
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
-import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,8 +58,26 @@ def _lines(path: str) -> Iterator[tuple[str, str, str, bytes]]:
             continue
         try:
             yield marker, words[0], words[1], base64.b64decode(words[2], validate=True)
-        except binascii.Error:
+        except ValueError:  # not base64, or not even ASCII
             continue
+
+
+def fits(pattern: str, text: str) -> bool:
+    """Whether TEXT is what PATTERN (`*`, `?`) says; in a time that no pattern makes long."""
+    at = here = 0
+    star, tried = -1, 0
+    while here < len(text):
+        if at < len(pattern) and pattern[at] == "*":
+            star, tried = at, here
+            at += 1
+        elif at < len(pattern) and pattern[at] in ("?", text[here]):
+            at, here = at + 1, here + 1
+        elif star >= 0:  # the star takes one more
+            tried += 1
+            at, here = star + 1, tried
+        else:
+            return False
+    return not pattern[at:].strip("*")
 
 
 def _is_for(hosts: str, name: str) -> bool:
@@ -74,8 +90,7 @@ def _is_for(hosts: str, name: str) -> bool:
         return hmac.compare_digest(hmac.new(salt, name.encode(), hashlib.sha1).digest(), digest)
     found = False
     for pattern in hosts.lower().split(","):
-        expression = re.escape(pattern.lstrip("!")).replace(r"\*", ".*").replace(r"\?", ".")
-        if re.fullmatch(expression, name):
+        if fits(pattern.lstrip("!"), name):
             if pattern.startswith("!"):
                 return False
             found = True

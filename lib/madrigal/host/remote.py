@@ -309,6 +309,8 @@ class RemoteSession:
     def _answer(self) -> Any:
         while "busy" in (answer := self._line()):
             self.heard(answer.get("bytes", 0))
+        if "ok" not in answer:
+            raise self._broken()
         return answer["ok"]
 
     def _line(self, begun: bytes = b"") -> dict[str, Any]:
@@ -318,16 +320,18 @@ class RemoteSession:
         if not line.endswith(b"\n"):
             raise self._broken()
         try:
-            answer: dict[str, Any] = json.loads(line)
-        except ValueError:  # damaged on its way
+            answer = dict(json.loads(line).items())
+            if "error" in answer:
+                name, text, left = answer["error"]
+                left = list(map(str, left))
+        except (ValueError, TypeError, AttributeError, RecursionError):  # damaged on its way
             raise self._broken() from None
         if "error" in answer:
-            name, text, left = answer["error"]
             for line in left:
                 messages.log_error(f"{self.host.name}: {line}")
             channel.close()
             self._channel = None
-            raise BY_NAME.get(name, MadrigalError)(f"{self.host.name}: {text}")
+            raise BY_NAME.get(str(name), MadrigalError)(f"{self.host.name}: {text}")
         return answer
 
     def _broken(self) -> MadrigalError:

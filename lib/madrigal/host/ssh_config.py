@@ -15,6 +15,8 @@ import re
 import stat
 
 from madrigal.errors import ConfigError
+from madrigal.host.known_hosts import fits
+from madrigal.location import is_number
 
 SUPPORTED = (
     "AddressFamily",
@@ -75,11 +77,12 @@ IGNORED = (
 )
 """Keywords that do not matter here."""
 
+_LONGEST = 4096
 _KEYS = ("id_rsa", "id_ecdsa", "id_ed25519")
 _LINE = re.compile(r"\s*([^\s=\"]+)(?:\s*=\s*|\s+)(.*?)\s*\Z", re.DOTALL)
 _WORD = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^\s"])+')
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
-_JUMP = re.compile(r"(?:ssh://)?(?:([^@]+)@)?(\[[^]]+\]|[^:@/]+)(?::([0-9]+))?/?\Z")
+_JUMP = re.compile(r"(?:ssh://)?(?:([^@]+)@)?(\[[^]]+\]|[^:@/]+)(?::([0-9]{1,5}))?/?\Z")
 
 
 class Target:
@@ -170,7 +173,7 @@ class Target:
 
     def _number(self, keyword: str, default: int) -> int:
         text = self._word(keyword)
-        if text and not text.isdigit():
+        if text and not is_number(text):
             raise ConfigError(f"{self._where(keyword)}: {keyword} is '{text}', expected a number")
         return int(text) if text else default
 
@@ -267,6 +270,8 @@ class _Reader:
             elif active and keyword == "include":
                 for pattern in _words(text):
                     pattern = os.path.join(directory, _tilde(pattern, self.home))
+                    if len(pattern) > _LONGEST:
+                        raise ConfigError(f"{where}: no file has a name as long as that which is to be included")
                     for included in sorted(glob.glob(pattern)):
                         self._read(included, directory, checked, depth=depth + 1)
             elif active:
@@ -335,8 +340,7 @@ def _matches(patterns: list[str], text: str) -> bool:
     """Whether TEXT matches one of PATTERNS (`*`, `?`) and none of those that start with `!`."""
     found = False
     for pattern in patterns:
-        expression = re.escape(pattern.lstrip("!")).replace(r"\*", ".*").replace(r"\?", ".")
-        if re.fullmatch(expression, text, re.IGNORECASE):
+        if fits(pattern.lstrip("!").lower(), text.lower()):
             if pattern.startswith("!"):
                 return False
             found = True

@@ -20,6 +20,7 @@ _NOTHING = bytes(SIZE)  # in the place of a digest: a hole
 _SAME, _BARE, _OTHER = range(3)
 _SAMPLES = 64
 _THREADS = 2
+_KINDS = ("sha256", "blake2b")
 _UNKNOWN = b"\xff" * SIZE  # of which nobody has asked
 
 
@@ -158,15 +159,19 @@ class Notes:
 
 
 def noted(fd: int, where: str) -> "Optional[Dict[str, Any]]":
-    """What Notes has kept in WHERE of the file FD, None if that was changed since."""
+    """What Notes has kept in WHERE of the file FD, None if that was changed since, or is nothing of the kind."""
     import json
 
     try:
         with open(where) as file:
             kept = json.load(file)
-    except (OSError, ValueError):
+        if kept["of"] != identity(fd):
+            return None
+        found = dict(kept["described"])
+        Known(found)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return dict(kept["described"]) if kept["of"] == identity(fd) else None
+    return found
 
 
 def identity(fd: int) -> "List[int]":
@@ -220,6 +225,8 @@ class Known:
         self.block: int = described["block"]
         self._kind = described["kind"]
         self._digests = binascii.a2b_base64(described["digests"])
+        if type(self.block) is not int or self.block < _BLOCK or self.block % _BLOCK or self._kind not in _KINDS:
+            raise ValueError("these are not digests of blocks")
 
     def spans(self, start: int, end: int, fd: int) -> "Iterator[Tuple[int, int, bool]]":
         """(from, to, whether there is nothing on the other side) of what is not the same as in the open file FD.

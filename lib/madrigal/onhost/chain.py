@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     Step = Tuple[Any, ...]
 
-_NUMBER = re.compile(r"(?:0|[1-9][0-9]*)\Z")
+NUMBER = re.compile(r"(?:0|[1-9][0-9]*)\Z")
+"""The name of a file in a directory of snapshots."""
 _DISK = re.compile(r"disk\.[0-9]+\Z")
+_PATH = 4096  # bytes; no path is longer
 _LINKS = 8  # more links one after the other than these are a circle
 
 
@@ -228,13 +230,13 @@ class Disk:
         for entry in entries:
             name, dot, kind = entry.partition(".")
             path = os.path.join(self.dir, entry)
-            if not _NUMBER.match(name):
+            if not NUMBER.match(name):
                 continue
             if kind == "current":
                 # only its last part: the whole may have been moved
-                with open(path, "rb") as text:
-                    file = os.path.basename(os.fsdecode(text.read().strip()))
-                if _NUMBER.match(file):
+                with image.opened(path) as text:
+                    file = os.path.basename(os.fsdecode(text.read(_PATH).strip()))
+                if NUMBER.match(file):
                     current[int(name)] = int(file)
             elif not dot and not os.path.isdir(path):
                 self.files[int(name)] = File(path)
@@ -310,7 +312,7 @@ class Disk:
         if not file.backing:
             return None
         directory, name = os.path.split(file.below)
-        if os.path.realpath(directory) == os.path.realpath(self.dir) and _NUMBER.match(name):
+        if os.path.realpath(directory) == os.path.realpath(self.dir) and NUMBER.match(name):
             return int(name) if int(name) in self.files else None
         real = os.path.realpath(file.below)
         return next((other for other in self.files if os.path.realpath(self.files[other].path) == real), None)
@@ -363,7 +365,7 @@ def lead(path: str) -> "Tuple[str, Optional[int]]":
         path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
         directory, name = os.path.split(path)
         if directory.endswith(".snap"):
-            if not _NUMBER.match(name):
+            if not NUMBER.match(name):
                 raise BadImage("the disk leads to {}, which is none of the numbered files of snapshots".format(path))
             return directory[: -len(".snap")], int(name)
     raise BadImage("{} is a link in a circle".format(path))

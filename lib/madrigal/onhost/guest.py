@@ -54,6 +54,10 @@ timeout -k 5 "$seconds" virsh -q -c "$uri" "$@" </dev/null >/dev/null || exit
 mv -fT -- "$link" "$disk" || exit 126
 """
 
+_TOLD = 4096
+"""Bytes at the end of what virsh complains that have its last line."""
+
+_COUNT = re.compile(r"[0-9]{1,20}\Z")
 _OURS = ("Block Copy", "Block Commit", "Block Pull")
 
 
@@ -91,7 +95,7 @@ class Guest:
 
     def files(self, device: str) -> "List[str]":
         """The files of a disk's chain, without links in their paths, the one that is written first; [] if not files."""
-        return [layer.path for layer in _layers(device, self._disks()[device])]
+        return [layer.path for layer in _layers(device, self._disk(device))]
 
     def check_names(self) -> None:
         """Raise NotSupported if another libvirt could not open a disk by the names that this one knows."""
@@ -105,6 +109,12 @@ class Guest:
                     now = os.path.realpath(layer.name)
                     raise NotSupported(text.format(self._domain, layer.path, device, layer.name, now))
 
+    def _disk(self, device: str) -> "Element":
+        disks = self._disks()
+        if device not in disks:
+            raise NotFound("{} has no disk {} any more".format(self._domain, device))
+        return disks[device]
+
     def _disks(self) -> "Dict[str, Element]":
         from xml.etree import ElementTree
 
@@ -112,7 +122,11 @@ class Guest:
         if "<!DOCTYPE" in document:
             raise MadrigalError("libvirt describes {} with a document type declaration".format(self._domain))
         disks = {}
-        for disk in ElementTree.fromstring(document).findall("devices/disk"):
+        try:
+            root = ElementTree.fromstring(document)
+        except ElementTree.ParseError as error:
+            raise MadrigalError("libvirt describes {} with what is not XML: {}".format(self._domain, error)) from None
+        for disk in root.findall("devices/disk"):
             target = disk.find("target")
             if target is not None and target.get("dev"):
                 disks[str(target.get("dev"))] = disk
@@ -175,7 +189,7 @@ class Guest:
 
     def commit(self, device: str, top: str, base: str) -> None:
         """Write what the file TOP of the chain has into BASE, the one below it; TOP is no part of the chain then."""
-        layers = _layers(device, self._disks()[device])
+        layers = _layers(device, self._disk(device))
         files = [layer.path for layer in layers]
         wanted, below = os.path.realpath(top), os.path.realpath(base)
         if wanted not in files and below in files:
@@ -195,7 +209,7 @@ class Guest:
 
     def pull(self, device: str, base: "Optional[str]") -> None:
         """Write all between BASE (None: all there is) and the disk's own file into that, which lies on BASE then."""
-        layers = _layers(device, self._disks()[device])
+        layers = _layers(device, self._disk(device))
         files = [layer.path for layer in layers]
         if base is not None and os.path.realpath(base) not in files[1:]:
             raise NotFound("{} is not below the file that {} of {} uses".format(base, device, self._domain))
@@ -228,7 +242,7 @@ class Guest:
 
     def capacity(self, device: str) -> int:
         """The bytes of the disk as the guest sees it."""
-        said = re.search(r"^Capacity:\s+([0-9]+)", self._virsh("domblkinfo", self._domain, device), re.MULTILINE)
+        said = re.search(r"^Capacity:\s+([0-9]{1,18})\b", self._virsh("domblkinfo", self._domain, device), re.MULTILINE)
         if said is None:
             raise MadrigalError("libvirt does not say how large {} of {} is".format(device, self._domain))
         return int(said.group(1))
@@ -277,7 +291,11 @@ class Guest:
         said = {line.partition("=")[0].strip(): line.partition("=")[2].strip() for line in lines}
         if "type" not in said:
             return None
-        return said["type"], int(said.get("cur", 0)), int(said.get("end", 0))
+        done, whole = said.get("cur", "0"), said.get("end", "0")
+        if not (_COUNT.match(done) and _COUNT.match(whole)):
+            text = "libvirt says of the job on {} of {} that it has done {} of {}"
+            raise MadrigalError(text.format(device, self._domain, done[:40], whole[:40]))
+        return said["type"], int(done), int(whole)
 
     def _run_job(self, device: str, words: "List[str]", is_copy: bool) -> None:
         """Start a job, and wait until it is over; or, of a copy, until both are the same, and end it then."""
@@ -319,7 +337,7 @@ class Guest:
             pause = min(pause * 2, 0.5)
 
     def _is_ready(self, device: str) -> bool:
-        mirror = self._disks()[device].find("mirror")
+        mirror = self._disk(device).find("mirror")
         return mirror is not None and mirror.get("ready") == "yes"
 
     def _virsh(self, *words: str) -> str:
@@ -350,13 +368,16 @@ class _Helper:
 
     def __init__(self, script: str, arguments: "Sequence[str]") -> None:
         import subprocess
+        import tempfile
 
+        # A file: nobody reads while it works, and a pipe that is full would hold it up.
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
         # A group of its own: what ends us must not end it.  It has none of our locks: a delete would end it for that.
         self._process = subprocess.Popen(
             ["sh", "-c", script, "sh"] + list(arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._said,
             env=command.environment(),
             start_new_session=True,
         )
@@ -380,8 +401,9 @@ class _Helper:
 
         if self._ended is None:
             try:
-                _, said = self._process.communicate(word.encode(), timeout=seconds)
-                result = command.Result(self._process.returncode, b"", said)
+                self._process.communicate(word.encode(), timeout=seconds)
+                self._said.seek(max(0, os.fstat(self._said.fileno()).st_size - _TOLD))
+                result = command.Result(self._process.returncode, b"", self._said.read())
                 self._ended = result.status, result.complaint()
             except subprocess.TimeoutExpired:
                 self._ended = 124, "virsh took longer than {:g} s".format(seconds)

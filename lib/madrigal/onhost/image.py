@@ -19,7 +19,7 @@ from madrigal.onhost import lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Iterator, List, Optional, Tuple
+    from typing import BinaryIO, Callable, Iterator, List, Optional, Tuple
 
     from madrigal.command import Result
 
@@ -31,6 +31,7 @@ _BACKING_FORMAT = 0xE2792ACA
 _DATA_FILE = 4  # of the incompatible features
 _STEP = 1 << 30  # bytes that are reserved at a time
 _MEMORY = 2 << 30  # bytes of address space; converting 100 GiB of qcow2 needs 400 MB
+_TABLE = 32 << 20  # bytes of the table where an image's data are found; qemu takes no larger one either
 _TEXT = 32 << 20  # bytes of a list of an image's pieces, a hundred or so for each
 _OPTIONS = {
     "raw": ("extent_size_hint", "nocow", "preallocation"),
@@ -157,7 +158,7 @@ def extents(
     """(start, length, offset) of every piece of the disk in the image at PATH, in order.
 
     The offset is where it lies in the file, None if that is not to be told, -1 for zeros.  ROOM: an empty file to work
-    in.  Raises NotSupported if there are very many.
+    in.  Raises NotSupported if there are very many, or in a form that is not known.
     """
     try:
         _run("map", ["-f", _format(format), "--output=json", "--", _file(path)], waiting, timeout, room)
@@ -174,8 +175,16 @@ def _listed(fd: int) -> "Iterator[Tuple[int, int, Optional[int]]]":
     with open(fd, "rb", closefd=False) as lines:
         lines.seek(0)
         for line in lines:  # each has one
-            about = json.loads(line.strip(b"[],\n").decode())
-            yield about["start"], about["length"], about.get("offset") if about["data"] else -1
+            try:
+                about = json.loads(line.strip(b"[],\n").decode())
+                start, length = about["start"], about["length"]
+                offset = about.get("offset") if about["data"] else -1
+                numbers = [start, length, -1 if offset is None else offset]
+                if not all(type(number) is int and -1 <= number < 1 << 62 for number in numbers):
+                    raise ValueError
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                raise NotSupported("qemu-img says what the image is made of in a way that is not known here") from None
+            yield start, length, offset
 
 
 def grow(path: str, format: str, size: int, waiting: "Callable[[], None]", timeout: float) -> None:
@@ -276,14 +285,21 @@ def backing(path: str) -> "Optional[Tuple[str, str]]":
 def is_empty(path: str) -> bool:
     """Whether nothing was ever written to the qcow2 image at PATH: it shows what it lies on."""
     header = _header(path)
-    entries, offset = struct.unpack(">I", header[36:40])[0], struct.unpack(">Q", header[40:48])[0]
+    entries, offset = struct.unpack(">IQ", header[36:48])
     with open(path, "rb") as file:
+        if 8 * entries > _TABLE or offset + 8 * entries > os.fstat(file.fileno()).st_size:
+            raise BadImage("{} has a damaged header: nobody can say where its data are".format(path))
         file.seek(offset)
         return not any(file.read(8 * entries))
 
 
+def opened(path: str) -> "BinaryIO":
+    """PATH to be read; a pipe there does not make anybody wait."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
 def _header(path: str) -> bytes:
-    with open(path, "rb") as file:
+    with opened(path) as file:
         header = file.read(_HEADER)
     if header[:4] != b"QFI\xfb" or len(header) < 104:
         raise BadImage("{} should be a qcow2 image and is none; the FORMAT of the disk is wrong".format(path))

@@ -2,13 +2,13 @@
 
 import binascii
 import os
-import re
 import zlib
 
 from madrigal.errors import BadImage, Forbidden, InUse, MadrigalError, NotFound
 from madrigal.onhost import image
 from madrigal.onhost.lock import Lock
 from madrigal.onhost.part import Part
+from madrigal.onhost.survey import unescaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -215,13 +215,9 @@ def _mounted(path: str) -> str:
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
             fields, _, rest = line.partition(b" - ")
-            if _unescaped(fields.split()[4]) == real:
-                found = _unescaped(rest.split()[1])  # the last one is on top
+            if unescaped(fields.split()[4]) == real:
+                found = unescaped(rest.split()[1])  # the last one is on top
     return found
-
-
-def _unescaped(field: bytes) -> str:
-    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match.group(1), 8)]), field))
 
 
 def _packed(data: bytes) -> str:

@@ -58,7 +58,8 @@ class Place:
                 raise NotSupported(text.format(path, self.top))
             self.snap = self.top + ".snap"
             entries = os.listdir(self.snap) if os.path.isdir(self.snap) else []
-            self.files = sorted(int(entry) for entry in entries if _NUMBER.match(entry))
+            numbers = [entry for entry in entries if _NUMBER.match(entry)]
+            self.files = sorted(int(entry) for entry in numbers if not os.path.isdir(os.path.join(self.snap, entry)))
 
     def real(self, number: int) -> str:
         """The file with this number."""

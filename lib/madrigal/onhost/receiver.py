@@ -55,7 +55,7 @@ class Receiver:
 
     def take(self, kind: bytes, offset: int, payload: "Payload") -> None:
         if kind == b"O":
-            self._open(json.loads(bytes(payload).decode()))
+            self._open(described(payload))
         elif kind == b"E":
             fail(payload)
         elif self._file is None:
@@ -185,7 +185,7 @@ class Lane:
         if kind == b"E":
             fail(payload)
         elif kind == b"O":
-            about = json.loads(bytes(payload).decode())
+            about = described(payload)
             if self._held < 0:
                 self._held = self._opened(self._where, os.O_RDONLY)
                 share(self._held)
@@ -239,6 +239,8 @@ class File:
             self._write(offset, payload)
             return len(payload)
         if kind == b"Z":
+            if len(payload) != stream.LENGTH.size:
+                raise BadImage("the stream does not say how many zeros there are")
             self._checks.add(offset, payload)
             end = offset + stream.LENGTH.unpack(payload)[0]
             self._reach(offset, end)
@@ -286,8 +288,34 @@ class File:
 
 def fail(payload: "Payload") -> None:
     """Raise what an E frame says."""
-    name, text = json.loads(bytes(payload).decode())
+    try:
+        name, text = map(str, json.loads(bytes(payload).decode()))
+    except (ValueError, TypeError, RecursionError):
+        raise MadrigalError("the other side failed, and what it says of it cannot be understood") from None
     raise BY_NAME.get(name, MadrigalError)(text)
+
+
+def described(payload: "Payload") -> "Dict[str, Any]":
+    """What an O frame says, with all that is needed of it; raises BadImage."""
+    try:
+        about: "Dict[str, Any]" = json.loads(bytes(payload).decode())
+        texts = [about["path"], about["type"], about.get("verify", "none"), about.get("target", "")]
+        sizes = [about["allocated"], *(about[name] for name in ("size", "needs") if about.get(name) is not None)]
+        numbers = [*sizes, about.get("mtime", 0), about["mode"], *about["owner"][:2]]
+        is_good = (
+            all(type(number) is int and abs(number) < 1 << 62 for number in numbers)
+            and min(sizes) >= 0
+            and 0 <= about["mode"] <= 0o7777
+            and all(0 <= owner < 1 << 32 for owner in about["owner"])
+            and len(about["owner"]) == 2
+            and not any(b"\0" in os.fsencode(text) for text in texts)
+            and ("target" in about or about["type"] != "link")
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        is_good = False
+    if not is_good:
+        raise BadImage("the stream describes a file in a way that is not known here")
+    return dict({"size": None, "mtime": 0}, **about)
 
 
 def write_zeros(fd: int, start: int, end: int) -> None:

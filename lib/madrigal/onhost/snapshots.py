@@ -6,7 +6,7 @@ import stat
 from madrigal.command import CommandFailed
 from madrigal.errors import InUse, NotFound, NotSupported
 from madrigal.onhost import copy, image, part
-from madrigal.onhost.chain import Disk, lead
+from madrigal.onhost.chain import NUMBER, Disk, lead
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Links:
     def _follow(self, written: str) -> None:
         """Let the disk lead to what the guest writes: a run was killed when it had given it that."""
         directory, name = os.path.split(written)
-        if directory != os.path.realpath(self._disk.dir) or not name.isdigit():
+        if directory != os.path.realpath(self._disk.dir) or not NUMBER.match(name):
             text = "{} leads to {}, and the VM that runs writes to {}: find out why"
             raise InUse(text.format(self._disk.path, self._disk.active_path, written))
         self._switch(int(name))

@@ -48,8 +48,8 @@ STRIPE = 8 << 20
 WITHIN = {"verify": "none"}
 """The terms for a stream that leaves no machine: nothing happens to it on the way."""
 
-_END = 1 << 63  # of any file
 _SEVERAL = 4096  # checks in a V frame
+_END = 1 << 62  # bytes; no file is as long
 _SILENCE = 5.0  # seconds, after which one says that we live
 _BLOCK = 64 << 10
 _ZEROS = bytes(_BLOCK)
@@ -66,8 +66,8 @@ def parse(data: "Payload") -> "Tuple[bytes, int, int]":
     kind, offset, length, check = HEADER.unpack(data)
     if check != zlib.crc32(data[: _CHECKED.size]):
         raise DigestMismatch("the stream was damaged on its way")
-    if length > CHUNK:
-        raise BadImage("the stream has a frame that is too large")
+    if length > CHUNK or offset >= _END:
+        raise BadImage("the stream has a frame that is too large, or for a place that no file has")
     return kind, offset, length
 
 

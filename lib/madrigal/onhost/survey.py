@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import stat
 import struct
 
@@ -93,13 +94,18 @@ def _device_used(path: str) -> str:
 def _type(path: str) -> str:
     """The type of the file system that PATH, without links, is on."""
     best, kind = "", ""
-    with open("/proc/self/mountinfo") as file:
+    with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
-            words = line.split(" ")
-            point = words[4].encode().decode("unicode_escape")  # blanks are \\040 there
+            words = line.split(b" ")
+            point = unescaped(words[4])
             if len(point) >= len(best) and (path + "/").startswith(point.rstrip("/") + "/"):
-                best, kind = point, words[words.index("-") + 1]
+                best, kind = point, os.fsdecode(words[words.index(b"-") + 1])
     return kind
+
+
+def unescaped(field: bytes) -> str:
+    """A name as mountinfo has it, in which blanks are \\040."""
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match.group(1), 8)]), field))
 
 
 def reflinks(source: str, path: str) -> "Optional[bool]":

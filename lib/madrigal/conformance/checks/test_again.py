@@ -66,13 +66,18 @@ def test_failing_programs(case: Case) -> None:
     _each_program(case, "fail")
 
 
-@each(_works_at_all)
+def _has_no_guest(scene: Scene) -> bool:
+    """A hypervisor that lies cannot be found out, and one that hangs is waited for as long as kvmrc says."""
+    return _works_at_all(scene) and "of a guest" not in scene.name
+
+
+@each(_has_no_guest)
 def test_lying_programs(case: Case) -> None:
     """Each program that it starts does nothing once, and says that all is well: the action does not believe it."""
     _each_program(case, "lie")
 
 
-@each(_works_at_all)
+@each(_has_no_guest)
 def test_hanging_programs(case: Case) -> None:
     """Each program that it starts hangs once: the action ends by its deadlines, and leaves nothing, nor the program."""
     _each_program(case, "hang", SOON)

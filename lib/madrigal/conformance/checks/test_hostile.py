@@ -283,6 +283,8 @@ def test_wrong_arguments(case: Case) -> None:
         run = stage.run(dataclasses.replace(play.call, arguments=arguments), limit=60)
         try:
             _survives(case, run, play, before, f"arguments {[word[:60] for word in arguments]}")
+            if not arguments and run.status == 0:
+                raise Wrong("no arguments\n  expected: another status than 0\n  seen:     status 0, a false success")
         finally:
             _forget(case)
         if run.status == 0 and before.changes(case.kit.look()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from madrigal.conformance import world
+from madrigal.conformance.calls import Run
 from madrigal.conformance.kit import describe
 from madrigal.conformance.plugin import ALL, Case, each, known_actions, scene_of
 from madrigal.conformance.scenes import Wrong
@@ -42,18 +43,23 @@ def test_answer(case: Case) -> None:
 def test_words(case: Case) -> None:
     """stderr: tagged lines, and on failure exactly one untagged line, the last; in 3.4 it is between marks."""
     seen = case.observe()
-    lines = seen.run.stderr.splitlines()
-    action = seen.run.call.action.partition(".")[0]
-    if "Traceback (most recent call last)" in seen.run.stderr:
-        raise Wrong(f"a traceback is shown\n  expected: one sentence\n  seen:     {seen.run.stderr[-600:]}")
-    if lines and not seen.run.stderr.endswith("\n"):
+    _words(case, seen.run, bool(seen.wrong))
+
+
+def _words(case: Case, run: Run, is_wrong: bool) -> None:
+    """The same of RUN; IS_WRONG: whether another check has something to say about what it did."""
+    lines = run.stderr.splitlines()
+    action = run.call.action.partition(".")[0]
+    if "Traceback (most recent call last)" in run.stderr:
+        raise Wrong(f"a traceback is shown\n  expected: one sentence\n  seen:     {run.stderr[-600:]}")
+    if lines and not run.stderr.endswith("\n"):
         raise Wrong(f"the last line has no end: {lines[-1][:200]!r}")
     plain = [line for line in lines if not _TAGGED.match(line)]
-    if seen.run.status == 0:
+    if run.status == 0:
         if plain:
             raise Wrong(f"untagged lines on success\n  expected: none\n  seen:     {plain[:5]}")
         wrong = [line for line in lines if line.startswith("ERROR")]
-        if wrong and not seen.wrong:
+        if wrong and not is_wrong:
             raise Wrong(f"it logs an error although it works\n  expected: no ERROR line\n  seen:     {wrong[:3]}")
         return
     if case.subject.is_old:
@@ -139,7 +145,8 @@ def test_refuses(case: Case) -> None:
         raise Wrong(
             "what the driver cannot do\n  expected: another status than 0\n  seen:     status 0, a false success"
         )
-    if not run.message.strip():
-        raise Wrong(f"a message\n  expected: one line that says why\n  seen:     {run.stderr!r}")
+    _words(case, run, False)
+    if run.stdout:
+        raise Wrong(f"an answer although it fails\n  expected: nothing on stdout\n  seen:     {run.stdout[:300]!r}")
     if changes := before.changes(case.kit.look()):
         raise Wrong(f"it changes something\n{describe(changes)}")

@@ -108,11 +108,17 @@ class _Stream:
                 raise _worth(failure(self._name, channel.wait(5), channel.stderr()))
         except DeadlineExceeded as error:
             raise Broken(error, reached=True) from None
-        about = json.loads(answer)
-        if "error" in about:
-            name, text = about["error"]
-            raise BY_NAME.get(name, MadrigalError)(f"{self._name}: {text}")
-        return about["size"], about["version"]
+        try:
+            about = json.loads(answer)
+            if "error" not in about:
+                size, version = about["size"], about["version"]
+                if type(size) is not int or not 0 <= size < 1 << 62:
+                    raise ValueError
+                return size, version
+            name, text = map(str, about["error"])
+        except (ValueError, KeyError, TypeError, RecursionError):  # damaged on its way
+            raise Broken(self._broken(), reached=True) from None
+        raise BY_NAME.get(name, MadrigalError)(f"{self._name}: {text}")
 
     def _exactly(self, length: int) -> bytes:
         data = bytearray(length)
@@ -125,7 +131,11 @@ class _Stream:
         try:
             while not self._left and self.at == self._next:
                 self._next, self._left = HEADER.unpack(self._exactly(HEADER.size))
+                if not self.at <= self._next <= self._next + self._left <= self.size:
+                    raise Broken(self._broken(), reached=True)
                 if not self._left and self.at == self._next:
+                    if self.at < self.size:
+                        raise Broken(self._broken(), reached=True)
                     return b""
             if self.at < self._next:  # a hole
                 data = bytes(min(most, self._next - self.at, _ZEROS))
