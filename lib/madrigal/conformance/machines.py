@@ -113,7 +113,9 @@ class OwnMachine(Machine):
         count = 0
         for pid in self.pids() - {self.pid}:
             words = command_line(pid)
-            is_server = "[listener]" in words[0] or words[0] == "/usr/sbin/sshd" if words else True
+            if not words:
+                continue  # it has just ended
+            is_server = "[listener]" in words[0] or words[0] == "/usr/sbin/sshd"
             if which(words) and not (is_server and number == signal.SIGKILL):
                 try:
                     os.kill(pid, number)
@@ -189,11 +191,13 @@ class Machines:
         fe = self.machines.pop(os.uname().nodename)
         self.machines = {"fe": fe, **{name: OwnMachine(name, f"{self._state}/{name}") for name in HOSTS}}
 
-    def up(self, *argv: str, **env: str) -> None:
+    def up(self, *argv: str, **env: str) -> str:
+        """What rig/hosts-up says."""
         env = {**os.environ, "HOSTS_KEEP": ":".join(self.kept), **env}
         rig = subprocess.run([f"{HERE}/rig/hosts-up", self._state, *argv], capture_output=True, env=env)
         if rig.returncode:
             raise BrokenRig(f"the hosts of the check do not start: {rig.stderr.decode()}")
+        return rig.stdout.decode()
 
     def add(self, name: str, size: str = "64m") -> Machine:
         """One machine more."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,6 +12,7 @@ from madrigal.conformance import tracing, world
 from madrigal.conformance.calls import Run
 from madrigal.conformance.kit import describe
 from madrigal.conformance.plugin import SOME, Case, clean, each, scene_of, works
+from madrigal.conformance.proxy import Proxies
 from madrigal.conformance.scenes import Play, Scene, Wrong
 from madrigal.conformance.stage import MIB, Stage
 from madrigal.conformance.world import World
@@ -24,6 +24,8 @@ AT_CALLS = {"quick": 4, "full": 24}
 HOWS = ("group", "action", "programs", "hosts", "TERM")
 """Who gets KILL: the action's process group, its first process alone, the programs it started on the front-end,
 all that works on the hosts.  With TERM the group is asked."""
+CUTS = (0.5, 0.02, 0.2, 0.97)
+"""Which part of the bytes passes before connections are cut; the first of them for scenes that are not an action's first."""
 ENOUGH = 8 * MIB
 """Bytes that have to move if a kill is to be in their middle."""
 
@@ -146,16 +148,34 @@ def test_kill_in_stream(case: Case) -> None:
 
 @each(lambda scene: scene.streams and scene.kind == "tm")
 def test_cut_connection(case: Case) -> None:
-    """The connection breaks in the middle: it fails within a minute, and can be run again."""
-    stage, play = case.ready(big=True)
-    before = case.kit.look()
+    """The connections to a host break after some bytes, and in the middle of its work: it fails within a minute, and can
+    be run again."""
+    if not case.kit.machines.is_own:
+        pytest.skip("connections are cut on the way to hosts of the check's own alone")
+    with Proxies(case.kit.machines) as proxies:
+        stage, play = case.ready(big=True)
+        proxies.tell("count")
+        works(case, stage.run(play.call), play)
+        proxy, passed = proxies.busiest()
+        for part in CUTS if case.is_first else CUTS[:1]:
+            at = int(passed * part)
+            stage, play = case.ready(big=True)
+            before = case.kit.look()
+            proxy.tell(f"cut-after {at}")
+            run = stage.run(play.call)
+            _was_cut(case, stage, play, before, run, f"{at} of {passed} bytes to and from {proxy.name} had passed")
+            case.counts["cuts"] += proxy.tell("cut-after 0")["cuts"]
+        if passed > ENOUGH:
+            return
+        stage, play = case.ready(big=True)
+        before = case.kit.look()
+        run, arrived = case.kill(play, lambda case, process: proxies.tell("cut"), moved=ENOUGH)
+        _was_cut(case, stage, play, before, run, f"{arrived / MIB:.1f} MiB had arrived")
+        case.counts["cuts"] += arrived >= 0
 
-    def cut(case: Case, process: object) -> None:
-        case.signal_hosts(signal.SIGKILL, lambda words: words[0].startswith("sshd:"))
 
-    run, arrived = case.kill(play, cut, moved=ENOUGH)
-    line = f"cut: status {run.status}, {run.seconds:.1f} s after its start; {arrived / MIB:.1f} MiB had arrived"
+def _was_cut(case: Case, stage: Stage, play: Play, before: World, run: Run, when: str) -> None:
     if run.seconds > 60:
         raise Wrong(f"it notices only after {run.seconds:.0f} s that the connection is gone")
+    line = f"connections cut when {when}: status {run.status}, {run.seconds:.1f} s after its start"
     survived(case, stage, play, before, run, line)
-    case.counts["cuts"] += arrived >= 0

@@ -10,11 +10,14 @@ from collections.abc import Iterator
 import pytest
 
 from madrigal.conformance import world
+from madrigal.conformance.calls import Run
 from madrigal.conformance.kit import describe
 from madrigal.conformance.machines import OwnMachine
-from madrigal.conformance.plugin import SOME, Case, clean, each, works
+from madrigal.conformance.plugin import SOME, Case, clean, each, scene_of, works
+from madrigal.conformance.proxy import Proxies
 from madrigal.conformance.scenes import Play, Scene, Wrong
 from madrigal.conformance.stage import Stage
+from madrigal.conformance.world import World
 
 NOTICE = 60.0
 """Seconds in which a host that is down has to be noticed; one that hangs may take twice as long."""
@@ -128,7 +131,34 @@ def _elsewhere(stage: Stage, word: str, down: str) -> str:
     return f"{down}:{word.partition(':')[2]}" if word.startswith(f"{stage.host}:") else word
 
 
-@each(lambda scene: scene.name in ("clone raw", "mvds raw", "delete of the directory", "mv raw of the directory"))
+def _by_network(scene: Scene) -> bool:
+    return scene.name in ("clone raw", "mvds raw", "delete of the directory", "mv raw of the directory")
+
+
+@each(_by_network)
+def test_network_fails(case: Case) -> None:
+    """From some byte on nothing passes, and nobody is told: it fails in time; with a network it can be run again."""
+    if not case.kit.machines.is_own:
+        pytest.skip("networks fail on the way to hosts of the check's own alone")
+    with Proxies(case.kit.machines) as proxies:
+        stage, play = case.ready(big=scene_of(case).streams)
+        proxies.tell("count")
+        works(case, stage.run(play.call), play)
+        proxy, passed = proxies.busiest()
+        for how, part in (("lose", 0.5), ("hang", 0.1)):
+            stage, play = case.ready(big=scene_of(case).streams)
+            before = case.kit.look()
+            proxy.tell(f"{how}-after {int(passed * part)}")
+            run = stage.run(play.call, limit=2 * NOTICE)
+            proxy.tell("go-on")
+            when = f"{int(passed * part)} of {passed} bytes to and from {proxy.name} had passed"
+            case.log.append(f"{how} when {when}: status {run.status} after {run.seconds:.1f} s")
+            if run.hung:
+                raise Wrong(f"it does not notice within {2 * NOTICE:.0f} s that nothing comes from {proxy.name}")
+            _goes_on(case, stage, play, before, run)
+
+
+@each(_by_network)
 def test_host_hangs(case: Case) -> None:
     """A host stops answering in the middle: it fails in time; when the host goes on, nothing is broken."""
     if case.subject.kind == "datastore" or not case.kit.machines.is_own:
@@ -153,10 +183,16 @@ def test_host_hangs(case: Case) -> None:
         case.log.append(f"stopped after {duration * when:.2f} s: status {run.status} after {run.seconds:.1f} s")
         if run.hung:
             raise Wrong(f"it does not notice within {2 * NOTICE:.0f} s that {stage.host} hangs")
-        world.still_running(case.kit.machines, case.kit.baseline)
-        play.safe()
-        if run.status == 0:
-            play.verify(run)
-        again = stage.run(play.call)
-        works(case, again, play)
-        clean(case, play, before, again)
+        _goes_on(case, stage, play, before, run)
+
+
+def _goes_on(case: Case, stage: Stage, play: Play, before: World, run: Run) -> None:
+    """That nothing is broken when all answer again."""
+    world.still_running(case.kit.machines, case.kit.baseline)
+    play.safe()
+    if run.status == 0:
+        play.verify(run)
+    again = stage.run(play.call)
+    case.log.append(f"again: status {again.status} after {again.seconds:.1f} s")
+    works(case, again, play)
+    clean(case, play, before, again)
