@@ -39,7 +39,7 @@ from madrigal.errors import NotSupported
     help="Only checks, drivers and scenes with these words in their names.",
 )
 @click.option(
-    "-j", "--jobs", type=click.IntRange(1), default=1, help="How many drivers to check at a time.  [default: 1]"
+    "-j", "--jobs", type=click.IntRange(1), default=1, help="How many scenes to play at a time.  [default: 1]"
 )
 @click.option("--seed", type=int, default=0, help="Other moments for kills.")
 @click.option(

@@ -26,6 +26,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 from madrigal.conformance.kit import Kit, Options
 from madrigal.conformance.report import Report
@@ -47,10 +48,10 @@ def run(options: Options) -> Report:
         ) from None
     from madrigal.conformance.plugin import Plugin
 
-    kit, report = Kit(options), Report()
-    drivers = list(dict.fromkeys((subject.kind, subject.directory) for subject in kit.subjects))
-    if options.jobs > 1 and len(drivers) > 1:
-        _side_by_side(options, drivers, report)
+    kit, report = Kit(options), Report(options.is_whole)
+    if options.jobs > 1:
+        _side_by_side(options, report)
+        report.sort([str(subject) for subject in kit.subjects], [scene.name for scene in kit.scenes])
     else:
         checks = os.path.join(os.path.dirname(os.path.realpath(__file__)), "checks")
         argv = [
@@ -81,22 +82,13 @@ def run(options: Options) -> Report:
     return report
 
 
-def _side_by_side(options: Options, drivers: list[tuple[str, str]], report: Report) -> None:
-    """A process for each of several parts of the drivers; what they said, together."""
-    parts = [drivers[number :: options.jobs] for number in range(min(options.jobs, len(drivers)))]
+def _side_by_side(options: Options, report: Report) -> None:
+    """Several processes, each with machines of its own, which take scene after scene; what they said, together."""
     with tempfile.TemporaryDirectory() as work:
-        started = []
-        for number, part in enumerate(parts):
-            one = dataclasses.replace(
-                options,
-                datastores=tuple(directory for kind, directory in part if kind == "datastore"),
-                tms=tuple(directory for kind, directory in part if kind == "tm"),
-                beside=tuple(directory for _, directory in drivers),
-                jobs=1,
-                json=f"{work}/{number}",
-                html="",
-                junit="",
-            )
+        queue, started = f"{work}/queue", []
+        Path(queue).write_text("0")
+        for number in range(options.jobs):
+            one = dataclasses.replace(options, jobs=1, queue=queue, json=f"{work}/{number}", html="", junit="")
             argv = [sys.executable, "-m", "madrigal.conformance", *one.words()]
             path = os.pathsep.join(
                 [os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))), *sys.path]

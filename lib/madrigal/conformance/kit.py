@@ -23,6 +23,7 @@ from madrigal.conformance.stage import Answers, Stage, furnish, point
 from madrigal.conformance.subject import Subject, find, of
 from madrigal.conformance.web import Web
 from madrigal.conformance.world import World
+from madrigal.embedded.front_end import default_tree
 
 PROFILES = ("quick", "full")
 
@@ -45,12 +46,19 @@ class Options:
     prepare: str = ""
     """A tree whose drivers bring about what checks begin with; "": the driver under test does."""
     seed: int = 0
-    beside: tuple[str, ...] = ()
-    """Directories of drivers that are checked at the same time elsewhere."""
     jobs: int = 1
-    """How many drivers are checked at a time, each on machines of its own."""
+    """How many scenes are played at a time, each on machines of its own."""
+    queue: str = ""
+    """A file with the number of the next scene, for several processes that play all of them together."""
     pytest: tuple[str, ...] = ()
     """More words for pytest."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all that can be checked of the project's own drivers."""
+        selected = self.datastores or self.tms or self.hosts or self.forms or self.only or self.pytest
+        is_ours = os.path.realpath(self.tree) == os.path.realpath(default_tree())
+        return self.profile == "full" and is_ours and not selected
 
     def words(self) -> list[str]:
         """Those of `python3 -m madrigal.conformance` for the same."""
@@ -90,18 +98,14 @@ class Kit:
         """Bytes that were where a play's bytes arrive when it was last interrupted."""
 
     def before(self, subject: Subject) -> list[Subject]:
-        """The drivers, checked here or beside, that come before this one by name."""
-        known = {one.directory for one in self.subjects if one.kind == subject.kind} | set(self.options.beside)
-        others = [path for path in sorted(known) if path < subject.directory]
-        return [of(subject.kind, path, subject.form) for path in others if f"/{subject.kind}/" in path]
+        """The drivers that come before this one by name."""
+        known = {one.directory for one in self.subjects if one.kind == subject.kind}
+        return [of(subject.kind, path, subject.form) for path in sorted(known) if path < subject.directory]
 
     def is_elsewhere(self, subject: Subject, action: str) -> bool:
-        """Whether another driver that is checked, here or beside, has ACTION and keeps files."""
-        known = {(one.kind, one.directory) for one in self.subjects}
-        known |= {(os.path.basename(os.path.dirname(path)), path) for path in self.options.beside}
-        known -= {(subject.kind, subject.directory)}
-        others = [of(kind, path, subject.form) for kind, path in known if kind == subject.kind]
-        return any(one.is_files and not one.cannot(action) for one in others)
+        """Whether another driver that is checked has ACTION and keeps files."""
+        others = [one for one in self.subjects if (one.kind, one.form) == (subject.kind, subject.form)]
+        return any(one != subject and one.is_files and not one.cannot(action) for one in others)
 
     @property
     def is_full(self) -> bool:
@@ -193,6 +197,16 @@ class Kit:
         self._ready[key] = stage, play
         self._notes[key] = len(stage.notes)
         return stage, play
+
+    def forget(self, subject: Subject, scene: Scene) -> None:
+        """The scene is over."""
+        self._seen.pop((subject, scene.name), None)
+        for big in (False, True):
+            key = (subject, scene.name, big)
+            if self._ready.pop(key, None):
+                del self._notes[key]
+                for name in self.machines.machines:
+                    os.unlink(self._file(key, name))
 
     def _directories(self, machine: Machine) -> list[str]:
         own = list(self.machines.owned)

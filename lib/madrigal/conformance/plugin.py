@@ -6,6 +6,8 @@ A check is a function `test_...(case)` of a module in checks/, under the decorat
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import itertools
 import os
 import signal
 import subprocess
@@ -203,6 +205,17 @@ def _case(item: pytest.Item) -> Case:
     return case
 
 
+def _scene(item: pytest.Item) -> tuple[str, str]:
+    case = _case(item)
+    return str(case.subject), case.scene.name if case.scene else ""
+
+
+def _weight(group: list[pytest.Item]) -> int:
+    """How long the checks of a scene take, about."""
+    scene = _case(group[0]).scene
+    return len(group) + (40 if scene is None or scene.streams else 20 if scene.kind == "datastore" else 0)
+
+
 class Plugin:
     def __init__(self, kit: Kit, report: Report) -> None:
         self.kit, self.report = kit, report
@@ -260,6 +273,37 @@ class Plugin:
         items.sort(
             key=lambda item: (subjects[str(_case(item).subject)], scenes.get(id(_case(item).scene), len(scenes)))
         )
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Scene by scene, those that nobody else has taken."""
+        groups = [list(group) for _, group in itertools.groupby(session.items, _scene)]
+        if self.kit.options.queue:
+            groups.sort(key=_weight, reverse=True)  # so that all end at about the same time
+        for group in self._taken(groups):
+            for item, after in zip(group, [*group[1:], None], strict=True):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+                if session.shouldfail:
+                    raise session.Failed(session.shouldfail)
+                if session.shouldstop:
+                    raise session.Interrupted(session.shouldstop)
+            case = _case(group[0])
+            if case.scene:
+                self.kit.forget(case.subject, case.scene)
+        return True
+
+    def _taken(self, groups: list[list[pytest.Item]]) -> Iterator[list[pytest.Item]]:
+        if not self.kit.options.queue:
+            yield from groups
+            return
+        while True:
+            with open(self.kit.options.queue, "r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                number = int(file.read())
+                file.seek(0)
+                file.write(str(number + 1))
+            if number >= len(groups):
+                return
+            yield groups[number]
 
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
         case = _case(item)
