@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Request", "action"]
 
 MIB = 1 << 20
+LONGEST = 4095
+"""Bytes of a path, as the kernel has it."""
 
 # Action: whether 3.4 has it, and what its id is.
 ACTIONS = {
@@ -132,6 +134,8 @@ class Request:
             raise UsageError(
                 f"IMAGE/PATH is '{path}' in the dump: a device has no blank or control character in its name"
             )
+        if len(path) > LONGEST:
+            raise UsageError(f"IMAGE/PATH has {len(path)} characters in the dump: give the path of a device")
         return path
 
     @property

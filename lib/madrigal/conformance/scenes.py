@@ -39,6 +39,8 @@ class Play:
     """`machine:path` where bytes arrive, for scenes that move many; a prefix."""
     sources: list[str] = field(default_factory=list)
     """`machine:path` of what is only read."""
+    astray: list[str] = field(default_factory=list)
+    """What it may change instead where its dump, broken, names another place."""
 
 
 Build = Callable[[Stage, str], Play]

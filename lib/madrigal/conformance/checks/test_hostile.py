@@ -84,7 +84,7 @@ def _survives(case: Case, run: Run, play: Play, before: World, what: str) -> Non
             raise Wrong(f"{what}: status {run.status}, left over\n  expected: as before\n  seen:\n{describe(changes)}")
         return
     made = [Path(word) for word in run.stdout.split() if word.startswith("/")]  # perhaps below another BASE_PATH
-    allowed = [*case.kit.allowed(play, run), *(f"fe:{path}*" for path in made)]
+    allowed = [*case.kit.allowed(play, run), *play.astray, *(f"fe:{path}*" for path in made)]
     allowed += [f"fe:{parent}" for path in made for parent in path.parents if f"fe:{parent}" not in before.files]
     if changes := world.unexpected(changes, allowed):
         raise Wrong(f"{what}: status 0\n  expected: nothing but the result\n  seen:\n{describe(changes)}")
