@@ -25,7 +25,7 @@ HOWS = ("group", "action", "programs", "hosts", "TERM")
 """Who gets KILL: the action's process group, its first process alone, the programs it started on the front-end,
 all that works on the hosts.  With TERM the group is asked."""
 CUTS = (0.5, 0.02, 0.2, 0.97)
-"""Which part of the bytes passes before connections are cut; the first of them for scenes that are not an action's first."""
+"""Which part of the bytes passes before connections are cut: all in the first scene of an action, one in others."""
 ENOUGH = 8 * MIB
 """Bytes that have to move if a kill is to be in their middle."""
 
@@ -148,8 +148,7 @@ def test_kill_in_stream(case: Case) -> None:
 
 @each(lambda scene: scene.streams and scene.kind == "tm")
 def test_cut_connection(case: Case) -> None:
-    """The connections to a host break after some bytes, and in the middle of its work: it fails within a minute, and can
-    be run again."""
+    """Connections break after some bytes, and in the middle of the work: it fails within a minute, and can be run again."""
     if not case.kit.machines.is_own:
         pytest.skip("connections are cut on the way to hosts of the check's own alone")
     with Proxies(case.kit.machines) as proxies:
