@@ -169,14 +169,6 @@ class Request:
         format = self.needs("IMAGE/FORMAT")
         return ("raw", "swap") if format == "swap" else (format, self.image.fs)
 
-    def compare_size(self, disk: int | None) -> None:
-        """Say so if the DISK that was imported has more bytes than its SIZE, which a packer may have made us say."""
-        size = self.image.size
-        if size and disk is not None and disk > size * MIB:
-            messages.log(
-                f"the image has {mib(disk)} MiB, but its SIZE is {size}: quotas count less than it takes", "WARN"
-            )
-
     @property
     def terms(self) -> Terms:
         """What may be imported, and how."""
@@ -303,6 +295,12 @@ def _directory(what: str, text: str) -> str:
 def mib(size: int) -> int:
     """SIZE bytes in MiB, rounded up."""
     return (size + MIB - 1) // MIB
+
+
+def compare_size(disk: int | None, size: int | None) -> None:
+    """Say so if the DISK that was imported has more bytes than SIZE in MiB, which a packer may have made us say."""
+    if size and disk is not None and disk > size * MIB:
+        messages.log(f"the image has {mib(disk)} MiB, but its SIZE is {size}: quotas count less than it takes", "WARN")
 
 
 def _hosts(text: str, attribute: str) -> list[str]:
