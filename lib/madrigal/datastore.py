@@ -150,6 +150,14 @@ class Request:
         return text != "yes"
 
     @property
+    def format(self) -> str:
+        """IMAGE/FORMAT; raises UsageError unless it is a word, which it has to be in an answer."""
+        format = self.needs("IMAGE/FORMAT")
+        if not (format.isascii() and format.isalnum() and len(format) <= 16):
+            raise UsageError(f"IMAGE/FORMAT is '{format[:40]}' in the dump, expected one word such as raw or qcow2")
+        return format
+
+    @property
     def driver(self) -> str:
         """The format an import is converted to; "" to leave it as it is."""
         if not self.is_disk or self.image.type == "CDROM" or self.options["CONVERT"].lower() == "no":

@@ -38,6 +38,8 @@ DATASTORES = {"system": (0, 100), "image": (1, 101)}
 VM_ID, OTHER_VM, IMAGE_ID = 17, 18, 42
 REGTIME = 1335000000
 TIMEOUTS = {"CONNECT": 5, "CONTROL": 20, "STALL": 20, "LOCK": 60}
+SOON = {f"MADRIGAL_{name}_TIMEOUT": "4" for name in ("CONNECT", "CONTROL", "STALL")}
+"""For an action whose deadlines are waited for."""
 
 
 class Answers:
