@@ -102,10 +102,19 @@ class Kit:
         known = {one.directory for one in self.subjects if one.kind == subject.kind}
         return [of(subject.kind, path, subject.form) for path in sorted(known) if path < subject.directory]
 
-    def is_elsewhere(self, subject: Subject, action: str) -> bool:
-        """Whether another driver that is checked has ACTION and keeps files."""
+    def shown_by(self, subject: Subject, action: str) -> str:
+        """The driver before it with the same executable for ACTION, and the same kind of storage; "" if there is none."""
+        path = os.path.realpath(subject.executable(action))
+        for other in self.before(subject):
+            alike = (other.is_shared, other.is_files) == (subject.is_shared, subject.is_files)
+            if alike and os.path.realpath(other.executable(action)) == path:
+                return other.path
+        return ""
+
+    def with_action(self, subject: Subject, action: str) -> int:
+        """How many drivers that are checked have ACTION."""
         others = [one for one in self.subjects if (one.kind, one.form) == (subject.kind, subject.form)]
-        return any(one != subject and one.is_files and not one.cannot(action) for one in others)
+        return sum(not one.cannot(action) for one in others)
 
     @property
     def is_full(self) -> bool:

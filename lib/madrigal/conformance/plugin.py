@@ -232,16 +232,30 @@ class Plugin:
                     if not scenes(scene) or (unfit := scene.unfit(subject)) == "-":
                         continue
                     found.append(Case(self.kit, subject, scene, "", unfit))
-            if not self.kit.is_full and what is None:
-                found = self._quick(found, quick)
+            if what is None:
+                found = self._thorough(found, quick) if self.kit.is_full else self._quick(found, quick)
             cases += found
         metafunc.parametrize("case", cases, ids=[case.label for case in cases], indirect=False)
 
-    def _quick(self, cases: list[Case], quick: str) -> list[Case]:
-        """Those of one check and driver that the quick profile has.
+    def _thorough(self, cases: list[Case], quick: str) -> list[Case]:
+        """Those that the full profile has: what is more than one run is left to one of several that are the same."""
+        for case in cases:
+            assert case.scene
+            if quick != ALL and not case.skip and not case.is_first:
+                case.skip = self._left(case)
+        return cases
+
+    def _left(self, case: Case) -> str:
+        """Why a scene that is not the first of its action need not be played; "" if it has to be.
 
         What another driver with the same executable and kind of storage shows is played for the first scene alone.
         """
+        assert case.scene
+        other = self.kit.shown_by(case.subject, case.scene.action)
+        return other and f"most is left to {other} where the executable is the same"
+
+    def _quick(self, cases: list[Case], quick: str) -> list[Case]:
+        """Those of one check and driver that the quick profile has."""
         if quick == NONE:
             return []
         if quick == SOME:
@@ -252,18 +266,9 @@ class Plugin:
             if case.skip or case.is_first:
                 found.append(case)
             elif quick == ALL:
-                case.skip = self._shown_by(case.subject, case.scene.action)
+                case.skip = self._left(case)
                 found.append(case)
         return found
-
-    def _shown_by(self, subject: Subject, action: str) -> str:
-        """Why most scenes of ACTION need not be played for it; "" if they have to."""
-        path = os.path.realpath(subject.executable(action))
-        for other in self.kit.before(subject):
-            alike = (other.is_shared, other.is_files) == (subject.is_shared, subject.is_files)
-            if alike and os.path.realpath(other.executable(action)) == path:
-                return f"in the quick profile most is left to {other.path} where the executable is the same"
-        return ""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """By driver, then by scene, so that what one scene has brought about is used at once."""

@@ -13,7 +13,7 @@ from madrigal.conformance.machines import Machines, OwnMachine, command_line
 
 SETTLED = 6.0
 """Seconds that what an action started may take to end after it."""
-_CONNECTION = re.compile(r"(.*/)?sshd\b|ssh: .*\[mux\]")
+_CONNECTION = re.compile(r"(.*/)?sshd\b|ssh: .*mux\]")
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,13 @@ from madrigal.conformance.scenes import Play, Scene, Wrong
 from madrigal.conformance.stage import MIB, Stage
 from madrigal.conformance.world import World
 
-KILLS = {"quick": 3, "full": 20}
-"""For the first scene of an action, less than half where other drivers have the action too; a tenth for others."""
+KILLS = {"quick": 3, "full": 26}
+"""For all drivers that have an action together, in its first scene; but few where there are many in a stream."""
+FEW = 2
 IN_STREAM = {"quick": 3, "full": 20}
-AT_CALLS = {"quick": 4, "full": 24}
+"""For the first scene of an action, half of it for others."""
+AT_CALLS = {"quick": (4, 0), "full": (20, 4)}
+"""Before calls that give or take a name, and before others."""
 HOWS = ("group", "action", "programs", "hosts", "TERM")
 """Who gets KILL: the action's process group, its first process alone, the programs it started on the front-end,
 all that works on the hosts.  With TERM the group is asked."""
@@ -83,11 +86,9 @@ def test_kill(case: Case) -> None:
     random_ = random.Random(f"{case.label}{case.kit.options.seed}")
     run = stage.run(play.call)
     works(case, run, play)
-    count = KILLS[case.kit.options.profile]
-    if not case.is_first:
-        count //= 10
-    elif case.kit.is_elsewhere(case.subject, play.call.action):
-        count = count * 2 // 5
+    count = FEW
+    if case.is_first and not (case.kit.is_full and scene_of(case).streams):
+        count = max(FEW, -(-KILLS[case.kit.options.profile] // case.kit.with_action(case.subject, play.call.action)))
     _often(count, lambda how: _kill(case, how, run.seconds * random_.uniform(0.02, 0.95)))
 
 
@@ -96,8 +97,8 @@ def test_kill_at_call(case: Case) -> None:
     """KILL, or TERM, before each system call that gives or takes a name, and before many that change something else."""
     if why := tracing.missing() or ("" if case.kit.machines.is_own else "only hosts of the check's own are traced"):
         pytest.skip(why)
-    if not case.is_first:
-        pytest.skip(f"another scene shows it for {scene_of(case).action}")
+    if not case.is_first or case.kit.shown_by(case.subject, scene_of(case).action):
+        pytest.skip(f"another scene, or driver with the same executable, shows it for {scene_of(case).action}")
     stage, play = case.ready()
     works(case, stage.run(play.call), play)  # connections are there from now on
     stage, play = case.ready()
@@ -106,8 +107,10 @@ def test_kill_at_call(case: Case) -> None:
     works(case, run, play)
     points = traced.points()
     random.Random(f"{case.label}{case.kit.options.seed}").shuffle(points)
-    points.sort(key=lambda point: point.call not in tracing.NAMES)
-    for number, point in enumerate(points[: AT_CALLS[case.kit.options.profile]]):
+    names, others = AT_CALLS[case.kit.options.profile]
+    chosen = [point for point in points if point.call in tracing.NAMES][:names]
+    chosen += [point for point in points if point.call not in tracing.NAMES][:others]
+    for number, point in enumerate(chosen):
         name = "TERM" if number % 4 == 3 else "KILL"
         stage, play = case.ready()
         before = case.kit.look()
@@ -142,7 +145,7 @@ def test_kill_in_stream(case: Case) -> None:
         case.log.append("no bytes move: the storage has them already")
         return
     random_ = random.Random(f"{case.label}{case.kit.options.seed}")
-    count = IN_STREAM[case.kit.options.profile]
+    count = IN_STREAM[case.kit.options.profile] // (1 if case.is_first else 2)
     _often(count, lambda how: _kill(case, how, moved=int(total * random_.uniform(0.01, 0.9)), total=total))
 
 
