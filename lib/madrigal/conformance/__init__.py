@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,7 @@ NOTHING_RAN = 5
 
 
 def run(options: Options) -> Report:
-    """Check the drivers that OPTIONS name; raises MissingProgram, NotFound, ConfigError."""
+    """Check the drivers that OPTIONS name; raises MissingProgram, NotFound, ConfigError, HostUnreachable."""
     try:
         import pytest
     except ImportError:
@@ -49,7 +50,10 @@ def run(options: Options) -> Report:
     from madrigal.conformance.plugin import Plugin
 
     kit, report = Kit(options), Report(options.is_whole)
+    if options.hosts:
+        kit.reach()
     if options.jobs > 1:
+        kit.close()
         _side_by_side(options, report)
         report.sort([str(subject) for subject in kit.subjects], [scene.name for scene in kit.scenes])
     else:
@@ -70,6 +74,8 @@ def run(options: Options) -> Report:
             argv += ["-k", options.only]
         if options.junit:
             argv.append(f"--junitxml={os.path.abspath(options.junit)}")
+        # pytest ends well by an interruption alone, which a shell may have had us ignore
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             status = pytest.main([*argv, *options.pytest], plugins=[Plugin(kit, report)])
         finally:

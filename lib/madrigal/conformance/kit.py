@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from madrigal.conformance import world
+from madrigal.conformance.answers import Answers, furnish, point
 from madrigal.conformance.calls import Run
 from madrigal.conformance.faults import Fakes
 from madrigal.conformance.machines import Machine, Machines, OwnMachine
 from madrigal.conformance.scenes import Play, Scene, load
-from madrigal.conformance.stage import Answers, Stage, furnish, point
+from madrigal.conformance.stage import Stage
 from madrigal.conformance.subject import Subject, find, of
 from madrigal.conformance.web import Web
 from madrigal.conformance.world import World
@@ -103,7 +104,7 @@ class Kit:
         return [of(subject.kind, path, subject.form) for path in sorted(known) if path < subject.directory]
 
     def shown_by(self, subject: Subject, action: str) -> str:
-        """The driver before it with the same executable for ACTION, and the same kind of storage; "" if there is none."""
+        """The driver before it with the same executable for ACTION and the same kind of storage; "" if none is."""
         path = os.path.realpath(subject.executable(action))
         for other in self.before(subject):
             alike = (other.is_shared, other.is_files) == (subject.is_shared, subject.is_files)
@@ -135,6 +136,10 @@ class Kit:
             self.answers, self.web = Answers(), Web()
             self.baseline = {key: machine.pids() for key, machine in self._machines.machines.items()}
         return self._machines
+
+    def reach(self) -> None:
+        """Have the machines; raises HostUnreachable if one that was given is none."""
+        assert self.machines
 
     def down(self) -> str:
         """The name of a host that is down."""
@@ -220,9 +225,7 @@ class Kit:
     def _directories(self, machine: Machine) -> list[str]:
         own = list(self.machines.owned)
         if machine is self.machines.fe:
-            own += [*self.machines.shared, self.machines.work + "/home"]
-            if machine.own:
-                own.append("/tmp/import")
+            own += [*self.machines.shared, self.machines.work + "/home", self.machines.imports]
         return own
 
     def _file(self, key: tuple[Subject, str, bool], machine: str) -> str:

@@ -149,6 +149,8 @@ class Machines:
             os.makedirs(directory)
         self.kept = [self.work, *keep]
         self.is_own = not given
+        self.imports = f"{'/tmp' if self.is_own else self.work}/import"
+        """Where the front-end has files that are to become images."""
         self.machines: dict[str, Machine] = {}
         try:
             if given:
@@ -171,8 +173,13 @@ class Machines:
         if len(given) < 2:
             raise ConfigError("two hosts are needed: give --host twice, or not at all to let the check start its own")
         self.machines["fe"] = Machine(os.uname().nodename, ["env"], False, self.work)
+        self.machines["fe"].space = os.readlink("/proc/self/ns/pid")
+        file = os.environ.get("MADRIGAL_SSH_CONFIG", "")
+        kept = ("ControlMaster=auto", f"ControlPath={self.work}/%n.s", "ControlPersist=60")
+        enter = ["ssh", *(["-F", file] if file else []), "-o", "BatchMode=yes"]
+        enter += [word for option in kept for word in ("-o", option)]
         for name in given:
-            machine = Machine(name, ["ssh", "-o", "BatchMode=yes", name], False)
+            machine = Machine(name, [*enter, name], False)
             try:
                 for directory in self.owned:
                     machine.run("mkdir", "-p", directory)
@@ -219,6 +226,7 @@ class Machines:
         else:
             for machine in self.hosts:
                 machine.run("rm", "-rf", self.work, check=False)
+                subprocess.run([*machine.argv([])[:-2], "-O", "exit", machine.name], capture_output=True, check=False)
         for _ in range(20):
             shutil.rmtree(self.work, ignore_errors=True)
             if not os.path.exists(self.work):

@@ -131,14 +131,14 @@ class Case:
         """KILL, of whom HOW says; with TERM the process group is asked."""
         if how == "TERM":
             self.signal(process, signal.SIGTERM)
-        elif how == "group":
+        elif how == "group" or (how == "hosts" and not self.kit.machines.is_own):
             self.signal(process, signal.SIGKILL)
         elif how == "hosts":
             self.signal_hosts(signal.SIGKILL, lambda words: words != [""])
         else:
-            children = _children(process.pid)
-            pids = children[:1] if how == "action" else _below(children) if self.kit.machines.is_own else [process.pid]
-            for pid in pids:
+            # what starts it is another process only where it is started in namespaces
+            action = _children(process.pid)[:1] if self.kit.machines.is_own else [process.pid]
+            for pid in action if how == "action" else _below(action):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -231,11 +231,17 @@ class Plugin:
                 for scene in self.kit.scenes:
                     if not scenes(scene) or (unfit := scene.unfit(subject)) == "-":
                         continue
-                    found.append(Case(self.kit, subject, scene, "", unfit))
+                    found.append(Case(self.kit, subject, scene, "", unfit or self._out_of_reach(subject)))
             if what is None:
                 found = self._thorough(found, quick) if self.kit.is_full else self._quick(found, quick)
             cases += found
         metafunc.parametrize("case", cases, ids=[case.label for case in cases], indirect=False)
+
+    def _out_of_reach(self, subject: Subject) -> str:
+        """Why hosts that are given are none for SUBJECT; "" if they are."""
+        if self.kit.options.hosts and subject.is_shared:
+            return f"hosts that are given share no storage, which {subject.path} needs"
+        return ""
 
     def _thorough(self, cases: list[Case], quick: str) -> list[Case]:
         """Those that the full profile has: what is more than one run is left to one of several that are the same."""

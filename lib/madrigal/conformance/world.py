@@ -44,6 +44,7 @@ def look(machines: Machines) -> World:
         directories = list(machines.owned)
         if key == "fe":
             directories = [f"{machines.work}/one/var", f"{machines.work}/home"]
+            directories += [] if machine.own else [machines.imports]
         if machine.own:
             directories.append("/tmp")
             text = Path(f"/proc/{machine.pid}/mountinfo").read_text() if isinstance(machine, OwnMachine) else ""
