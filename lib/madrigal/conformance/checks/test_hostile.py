@@ -229,7 +229,7 @@ def test_injection_by_disk(case: Case) -> None:
 
 def _some(case: Case, attribute: str) -> list[str]:
     """A few values, for each attribute of each driver others."""
-    return random.Random(f"{case.label}{attribute}{case.kit.options.seed}").sample(broken.injections(), 5)
+    return random.Random(f"{case.label}{attribute}{case.kit.options.seed}").sample(broken.injections(), 3)
 
 
 def _hostile_disk(case: Case, attribute: str, value: str) -> None:
