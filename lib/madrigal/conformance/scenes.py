@@ -154,6 +154,7 @@ def kept(stage: Stage, places: list[tuple[str, str]], format: str, digest: str) 
 
 def load() -> list[Scene]:
     """All scenes."""
+    import madrigal.conformance.scenes_between
     import madrigal.conformance.scenes_bridge
     import madrigal.conformance.scenes_datastore
     import madrigal.conformance.scenes_disks
