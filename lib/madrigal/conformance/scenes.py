@@ -154,11 +154,11 @@ def kept(stage: Stage, places: list[tuple[str, str]], format: str, digest: str) 
 
 def load() -> list[Scene]:
     """All scenes."""
-    import madrigal.conformance.scenes_between
     import madrigal.conformance.scenes_bridge
     import madrigal.conformance.scenes_datastore
     import madrigal.conformance.scenes_disks
     import madrigal.conformance.scenes_idle
-    import madrigal.conformance.scenes_tm  # noqa: F401
+    import madrigal.conformance.scenes_tm
+    import madrigal.conformance.scenes_tm_between  # noqa: F401
 
     return SCENES
