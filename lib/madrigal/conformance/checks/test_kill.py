@@ -17,10 +17,10 @@ from madrigal.conformance.scenes import Play, Scene, Wrong
 from madrigal.conformance.stage import MIB, Stage
 from madrigal.conformance.world import World
 
-KILLS = {"quick": 3, "full": 26}
+KILLS = {"quick": 3, "full": 23}
 """For all drivers that have an action together, in its first scene; but few where there are many in a stream."""
-FEW = 2
-IN_STREAM = {"quick": 3, "full": 20}
+FEW = 1
+IN_STREAM = {"quick": 3, "full": 16}
 """For the first scene of an action, half of it for others."""
 AT_CALLS = {"quick": (4, 0), "full": (16, 2)}
 """Before calls that give or take a name, and before others."""
