@@ -36,9 +36,10 @@ def _mounted(case: Case, play: Play, how: str) -> Iterator[None]:
         and place.split("/")[-1].isdigit()
         and f"{location}/{place.split('/')[-1]}" in case.kit.machines.shared
     ):
-        # what all see is written by the host
+        # what all see is written by the host, where it is not sent to the front-end
         assert case.stage
-        machine = case.stage.machine(case.stage.host) if case.subject.kind == "tm" else machine
+        is_sent = case.subject.kind == "datastore" or play.call.action.endswith(".ssh")
+        machine = machine if is_sent else case.stage.machine(case.stage.host)
     if not machine.own:
         pytest.skip("a full or read-only disk needs machines of the check's own")
     script = {
