@@ -41,7 +41,7 @@ class Linked:
     def __init__(self) -> None:
         self._server = socket.create_server(("127.0.0.1", 0))
         threading.Thread(target=self._serve, daemon=True).start()
-        argv = [RIGS / "link", str(self._server.getsockname()[1])]
+        argv = [f"{RIGS}/link", str(self._server.getsockname()[1])]
         self._link = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._link.stdin and self._link.stdout
         self._in, self._out = self._link.stdin, self._link.stdout
