@@ -141,7 +141,7 @@ DS: dict[tuple[str, str], Sequence[object]] = {
     ],
     ("rm", "BASE_PATH"): BASE_PATHS,
     ("clone", "IMAGE/PATH"): ["", "/no/such/image", "relative"],
-    ("clone", "IMAGE/FORMAT"): [""],
+    ("clone", "IMAGE/FORMAT"): ["", "raw disk", "9" * 300],
     ("clone", "IMAGE/REGTIME"): REGTIMES,
     ("clone", "BASE_PATH"): BASE_PATHS,
     ("stat", "IMAGE/PATH"): PATHS,

@@ -243,6 +243,10 @@ def test_a_wrong_digest_leaves_nothing_on_the_front_end_and_on_the_host(at: Brid
     at.fails(41, "cut off", "cp", {"PATH": path})
 
 
+def test_a_size_that_is_none_leaves_nothing_on_the_host(at: Bridged) -> None:
+    at.fails(2, "SIZE", "cp", {"PATH": at.file("image", os.urandom(MIB)), "SIZE": "--help"})
+
+
 def test_staging_dir_is_used_and_left_empty(at: Bridged) -> None:
     staging = at.files / "staging a;b"
     path, qcow2 = at.file("image", os.urandom(2 * MIB)), at.files / "image.qcow2"

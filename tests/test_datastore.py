@@ -488,7 +488,17 @@ def test_the_dev_driver_takes_devices_as_they_are(store: Store) -> None:
     old = store.form == "3.4"
     assert store.ok("datastore/dev/cp", {"PATH": "/dev//vg/a'b"}) == ("/dev/vg/a'b 0" if old else "/dev/vg/a'b raw")
     assert store.ok("datastore/dev/rm", {"SOURCE": "/dev/vg/a"}) == ""
-    for path in ("", "vg/a", "/dev/../etc/shadow", "/", "/dev/a raw", "/dev/a\nb", "http://x/y", "host:sda"):
+    for path in (
+        "",
+        "vg/a",
+        "/dev/../etc/shadow",
+        "/",
+        "/dev/a raw",
+        "/dev/a\nb",
+        "http://x/y",
+        "host:sda",
+        "/dev/" + "9" * 5000,
+    ):
         store.fails(2, "", "datastore/dev/cp", {"PATH": path})
     refused = ["mkfs"] if old else ["mkfs", "clone", "snap_delete", "snap_revert", "snap_flatten", "export"]
     for action in refused:

@@ -491,6 +491,33 @@ def test_shared_connection_that_is_killed_in_use(hosts: Hosts, cold: dict[str, s
 
 
 @pytest.mark.parametrize("transport", ["openssh"], indirect=True)
+def test_shared_connection_that_the_network_has_lost(
+    hosts: Hosts, cold: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ssh itself sees it after a minute; who comes before takes a new one, and so do those who come next."""
+    monkeypatch.setenv("MADRIGAL_CONNECT_TIMEOUT", "2")
+    host = Host("host01")
+    with hosts.link("host01") as link:
+        with host.session() as session:
+            session.call("exists", path="/")
+        link.tell("lose")
+        began = time.monotonic()
+        for _ in range(2):
+            with host.session() as session:
+                assert session.call("exists", path="/")
+        assert time.monotonic() - began < 8
+        assert link.count()["connections"] == 1
+        link.tell("hang")  # which is no reason to try for ever
+        began = time.monotonic()
+        with pytest.raises(HostUnreachable, match="host01"), host.session() as session:
+            session.call("exists", path="/")
+        assert time.monotonic() - began < 15
+        link.tell("go-on")
+        with host.session() as session:
+            assert session.call("exists", path="/")
+
+
+@pytest.mark.parametrize("transport", ["openssh"], indirect=True)
 @pytest.mark.parametrize("kind", ["socket", "file"])
 def test_stale_control_socket(hosts: Hosts, cold: dict[str, str], kind: str) -> None:
     host = Host("host01")

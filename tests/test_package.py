@@ -129,7 +129,7 @@ def test_wheel_has_everything(installed: Path) -> None:
     (packages,) = installed.glob("lib/python3*/site-packages/madrigal")
     modules = {path.relative_to(TREE / "lib/madrigal") for path in (TREE / "lib/madrigal").rglob("*.py")}
     assert modules == {path.relative_to(packages) for path in packages.rglob("*.py")}
-    for name in ("hosts-up", "hosts-down"):  # for madrigal check
+    for name in ("hosts-up", "hosts-down", "link"):  # for madrigal check
         assert os.access(packages / "conformance/rig" / name, os.X_OK)
 
 

@@ -242,6 +242,13 @@ def test_every_line_of_a_log_has_the_tag(capfd: pytest.CaptureFixture[str]) -> N
     assert capfd.readouterr().err == "".join(f"INFO: {name}: {line}\n" for line in ("one", "two", "", "three"))
 
 
+def test_what_a_dump_has_in_place_of_a_name_does_not_fill_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    messages.log("begins " + "9" * 1_000_000 + " ends")
+    messages.error_message("begins " + "9" * 1_000_000 + " ends")
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(len(line) < 20_000 and "begins" in line and line.endswith("ends") for line in lines)
+
+
 def test_log_to_nobody() -> None:
     """The front-end has gone away: no traceback, and the exit status is the driver's."""
     source = f"import sys; sys.path[0] = {str(TREE / 'lib')!r}; import madrigal; madrigal.log('x'); sys.exit(7)"

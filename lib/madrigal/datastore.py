@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Request", "action"]
 
 MIB = 1 << 20
+LONGEST = 4095
+"""Bytes of a path, as the kernel has it."""
 
 # Action: whether 3.4 has it, and what its id is.
 ACTIONS = {
@@ -132,6 +134,8 @@ class Request:
             raise UsageError(
                 f"IMAGE/PATH is '{path}' in the dump: a device has no blank or control character in its name"
             )
+        if len(path) > LONGEST:
+            raise UsageError(f"IMAGE/PATH has {len(path)} characters in the dump: give the path of a device")
         return path
 
     @property
@@ -144,6 +148,14 @@ class Request:
         """Whether an import unpacks what is packed: unless NO_DECOMPRESS, which a file datastore says by itself."""
         text = self.options["NO_DECOMPRESS"].lower() or ("no" if self.is_disk else "yes")
         return text != "yes"
+
+    @property
+    def format(self) -> str:
+        """IMAGE/FORMAT; raises UsageError unless it is a word, which it has to be in an answer."""
+        format = self.needs("IMAGE/FORMAT")
+        if not (format.isascii() and format.isalnum() and len(format) <= 16):
+            raise UsageError(f"IMAGE/FORMAT is '{format[:40]}' in the dump, expected one word such as raw or qcow2")
+        return format
 
     @property
     def driver(self) -> str:
@@ -164,14 +176,6 @@ class Request:
             return ("save_as", "") if fs == "save_as" else ("raw", "" if fs == "raw" else fs)
         format = self.needs("IMAGE/FORMAT")
         return ("raw", "swap") if format == "swap" else (format, self.image.fs)
-
-    def compare_size(self, disk: int | None) -> None:
-        """Say so if the DISK that was imported has more bytes than its SIZE, which a packer may have made us say."""
-        size = self.image.size
-        if size and disk is not None and disk > size * MIB:
-            messages.log(
-                f"the image has {mib(disk)} MiB, but its SIZE is {size}: quotas count less than it takes", "WARN"
-            )
 
     @property
     def terms(self) -> Terms:
@@ -299,6 +303,12 @@ def _directory(what: str, text: str) -> str:
 def mib(size: int) -> int:
     """SIZE bytes in MiB, rounded up."""
     return (size + MIB - 1) // MIB
+
+
+def compare_size(disk: int | None, size: int | None) -> None:
+    """Say so if the DISK that was imported has more bytes than SIZE in MiB, which a packer may have made us say."""
+    if size and disk is not None and disk > size * MIB:
+        messages.log(f"the image has {mib(disk)} MiB, but its SIZE is {size}: quotas count less than it takes", "WARN")
 
 
 def _hosts(text: str, attribute: str) -> list[str]:

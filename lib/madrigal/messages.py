@@ -25,6 +25,10 @@ _ARGUMENTS_34 = {
 _MISREAD = ("-", "ERROR:", "INFO:", "WARN:", "DEBUG:", "ExitCode:", "ERROR MESSAGE ")
 
 
+LONGEST = 16384
+"""Characters of a line: what a dump has in place of a name would fill the front-end's log."""
+
+
 def name() -> str:
     """The name of the running action as log lines show it."""
     return os.path.basename(sys.argv[0] or "madrigal")
@@ -50,11 +54,15 @@ def _write(text: str) -> None:
         pass  # nobody listens any more; the exit status still tells
 
 
+def _short(line: str) -> str:
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+
+
 def log(text: str, severity: str = "INFO") -> None:
     """Write TEXT to the log of the object this action works on; each of its lines gets the tag."""
     tag = f"{severity}: {name()}: "
     lines = str(text).replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
-    _write("".join(tag + line + "\n" for line in lines))
+    _write("".join(tag + _short(line) + "\n" for line in lines))
 
 
 def log_info(text: str) -> None:
@@ -77,7 +85,7 @@ def error_message(text: str) -> None:
 
     TEXT becomes exactly one line: a front-end of today glues lines together without a blank.
     """
-    line = str(text).replace("\n", " ").replace("\r", " ").strip(" ") or "failed without a reason"
+    line = _short(str(text).replace("\n", " ").replace("\r", " ").strip(" ")) or "failed without a reason"
     if line.startswith(_MISREAD):
         line = f"{name()}: {line}"
     if _are_wanted() if marks is None else marks:

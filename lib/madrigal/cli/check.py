@@ -39,7 +39,7 @@ from madrigal.errors import NotSupported
     help="Only checks, drivers and scenes with these words in their names.",
 )
 @click.option(
-    "-j", "--jobs", type=click.IntRange(1), default=1, help="How many drivers to check at a time.  [default: 1]"
+    "-j", "--jobs", type=click.IntRange(1), default=1, help="How many scenes to play at a time.  [default: 1]"
 )
 @click.option("--seed", type=int, default=0, help="Other moments for kills.")
 @click.option(
@@ -61,7 +61,9 @@ def check(settings: Settings, remotes: str | None, json_file: str, **values: obj
     first failure.  The exit status is 0 only if all that applies holds.
     """
     if os.geteuid() and not values["hosts"]:
-        raise NotSupported("the check starts machines of its own, which needs root so far: run it as root")
+        raise NotSupported(
+            "machines of the check's own need root: run it as root, or name hosts with --host, twice or more"
+        )
     tree = os.path.abspath(remotes or settings.tree) if remotes or settings.tree else default_tree()
     forms = values.pop("forms") or ((settings.contract,) if settings.contract else ())
     report = run(Options(tree=tree, forms=forms, json=json_file, **values))  # type: ignore[arg-type]

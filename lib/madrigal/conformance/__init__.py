@@ -23,9 +23,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 from madrigal.conformance.kit import Kit, Options
 from madrigal.conformance.report import Report
@@ -38,7 +40,7 @@ NOTHING_RAN = 5
 
 
 def run(options: Options) -> Report:
-    """Check the drivers that OPTIONS name; raises MissingProgram, NotFound, ConfigError."""
+    """Check the drivers that OPTIONS name; raises MissingProgram, NotFound, ConfigError, HostUnreachable."""
     try:
         import pytest
     except ImportError:
@@ -47,10 +49,13 @@ def run(options: Options) -> Report:
         ) from None
     from madrigal.conformance.plugin import Plugin
 
-    kit, report = Kit(options), Report()
-    drivers = list(dict.fromkeys((subject.kind, subject.directory) for subject in kit.subjects))
-    if options.jobs > 1 and len(drivers) > 1:
-        _side_by_side(options, drivers, report)
+    kit, report = Kit(options), Report(options.is_whole)
+    if options.hosts:
+        kit.reach()
+    if options.jobs > 1:
+        kit.close()
+        _side_by_side(options, report)
+        report.sort([str(subject) for subject in kit.subjects], [scene.name for scene in kit.scenes])
     else:
         checks = os.path.join(os.path.dirname(os.path.realpath(__file__)), "checks")
         argv = [
@@ -69,6 +74,8 @@ def run(options: Options) -> Report:
             argv += ["-k", options.only]
         if options.junit:
             argv.append(f"--junitxml={os.path.abspath(options.junit)}")
+        # pytest ends well by an interruption alone, which a shell may have had us ignore
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             status = pytest.main([*argv, *options.pytest], plugins=[Plugin(kit, report)])
         finally:
@@ -81,22 +88,13 @@ def run(options: Options) -> Report:
     return report
 
 
-def _side_by_side(options: Options, drivers: list[tuple[str, str]], report: Report) -> None:
-    """A process for each of several parts of the drivers; what they said, together."""
-    parts = [drivers[number :: options.jobs] for number in range(min(options.jobs, len(drivers)))]
+def _side_by_side(options: Options, report: Report) -> None:
+    """Several processes, each with machines of its own, which take scene after scene; what they said, together."""
     with tempfile.TemporaryDirectory() as work:
-        started = []
-        for number, part in enumerate(parts):
-            one = dataclasses.replace(
-                options,
-                datastores=tuple(directory for kind, directory in part if kind == "datastore"),
-                tms=tuple(directory for kind, directory in part if kind == "tm"),
-                beside=tuple(directory for _, directory in drivers),
-                jobs=1,
-                json=f"{work}/{number}",
-                html="",
-                junit="",
-            )
+        queue, started = f"{work}/queue", []
+        Path(queue).write_text("0")
+        for number in range(options.jobs):
+            one = dataclasses.replace(options, jobs=1, queue=queue, json=f"{work}/{number}", html="", junit="")
             argv = [sys.executable, "-m", "madrigal.conformance", *one.words()]
             path = os.pathsep.join(
                 [os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))), *sys.path]

@@ -1,14 +1,11 @@
 """Check a part of the drivers: what `madrigal check --jobs` starts, with its options as one JSON document."""
 
 import json
-import signal
 import sys
 from typing import Any
 
 from madrigal.conformance import Options, run
 
-# pytest ends well by an interruption alone, which a shell may have had us ignore
-signal.signal(signal.SIGTERM, signal.default_int_handler)
 values: dict[str, Any] = {
     name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(sys.argv[1]).items()
 }

@@ -124,4 +124,4 @@ def of_attribute(dump: bytes, path: str, value: str) -> bytes:
         found = element.find(name)
         element = found if found is not None else etree.SubElement(element, name)
     element.text = etree.CDATA(value)
-    return base64.b64encode(etree.tostring(root))
+    return base64.b64encode(etree.tostring(root, encoding="utf-8"))  # in CDATA there are no references

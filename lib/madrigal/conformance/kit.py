@@ -15,14 +15,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from madrigal.conformance import world
+from madrigal.conformance.answers import Answers, furnish, point
 from madrigal.conformance.calls import Run
 from madrigal.conformance.faults import Fakes
 from madrigal.conformance.machines import Machine, Machines, OwnMachine
 from madrigal.conformance.scenes import Play, Scene, load
-from madrigal.conformance.stage import Answers, Stage, furnish, point
+from madrigal.conformance.stage import Stage
 from madrigal.conformance.subject import Subject, find, of
 from madrigal.conformance.web import Web
 from madrigal.conformance.world import World
+from madrigal.embedded.front_end import default_tree
 
 PROFILES = ("quick", "full")
 
@@ -45,12 +47,19 @@ class Options:
     prepare: str = ""
     """A tree whose drivers bring about what checks begin with; "": the driver under test does."""
     seed: int = 0
-    beside: tuple[str, ...] = ()
-    """Directories of drivers that are checked at the same time elsewhere."""
     jobs: int = 1
-    """How many drivers are checked at a time, each on machines of its own."""
+    """How many scenes are played at a time, each on machines of its own."""
+    queue: str = ""
+    """A file with the number of the next scene, for several processes that play all of them together."""
     pytest: tuple[str, ...] = ()
     """More words for pytest."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all that can be checked of the project's own drivers."""
+        selected = self.datastores or self.tms or self.hosts or self.forms or self.only or self.pytest
+        is_ours = os.path.realpath(self.tree) == os.path.realpath(default_tree())
+        return self.profile == "full" and is_ours and not selected
 
     def words(self) -> list[str]:
         """Those of `python3 -m madrigal.conformance` for the same."""
@@ -90,18 +99,23 @@ class Kit:
         """Bytes that were where a play's bytes arrive when it was last interrupted."""
 
     def before(self, subject: Subject) -> list[Subject]:
-        """The drivers, checked here or beside, that come before this one by name."""
-        known = {one.directory for one in self.subjects if one.kind == subject.kind} | set(self.options.beside)
-        others = [path for path in sorted(known) if path < subject.directory]
-        return [of(subject.kind, path, subject.form) for path in others if f"/{subject.kind}/" in path]
+        """The drivers that come before this one by name."""
+        known = {one.directory for one in self.subjects if one.kind == subject.kind}
+        return [of(subject.kind, path, subject.form) for path in sorted(known) if path < subject.directory]
 
-    def is_elsewhere(self, subject: Subject, action: str) -> bool:
-        """Whether another driver that is checked, here or beside, has ACTION and keeps files."""
-        known = {(one.kind, one.directory) for one in self.subjects}
-        known |= {(os.path.basename(os.path.dirname(path)), path) for path in self.options.beside}
-        known -= {(subject.kind, subject.directory)}
-        others = [of(kind, path, subject.form) for kind, path in known if kind == subject.kind]
-        return any(one.is_files and not one.cannot(action) for one in others)
+    def shown_by(self, subject: Subject, action: str) -> str:
+        """The driver before it with the same executable for ACTION and the same kind of storage; "" if none is."""
+        path = os.path.realpath(subject.executable(action))
+        for other in self.before(subject):
+            alike = (other.is_shared, other.is_files) == (subject.is_shared, subject.is_files)
+            if alike and os.path.realpath(other.executable(action)) == path:
+                return other.path
+        return ""
+
+    def with_action(self, subject: Subject, action: str) -> int:
+        """How many drivers that are checked have ACTION."""
+        others = [one for one in self.subjects if (one.kind, one.form) == (subject.kind, subject.form)]
+        return sum(not one.cannot(action) for one in others)
 
     @property
     def is_full(self) -> bool:
@@ -122,6 +136,10 @@ class Kit:
             self.answers, self.web = Answers(), Web()
             self.baseline = {key: machine.pids() for key, machine in self._machines.machines.items()}
         return self._machines
+
+    def reach(self) -> None:
+        """Have the machines; raises HostUnreachable if one that was given is none."""
+        assert self.machines
 
     def down(self) -> str:
         """The name of a host that is down."""
@@ -194,12 +212,20 @@ class Kit:
         self._notes[key] = len(stage.notes)
         return stage, play
 
+    def forget(self, subject: Subject, scene: Scene) -> None:
+        """The scene is over."""
+        self._seen.pop((subject, scene.name), None)
+        for big in (False, True):
+            key = (subject, scene.name, big)
+            if self._ready.pop(key, None):
+                del self._notes[key]
+                for name in self.machines.machines:
+                    os.unlink(self._file(key, name))
+
     def _directories(self, machine: Machine) -> list[str]:
         own = list(self.machines.owned)
         if machine is self.machines.fe:
-            own += [*self.machines.shared, self.machines.work + "/home"]
-            if machine.own:
-                own.append("/tmp/import")
+            own += [*self.machines.shared, self.machines.work + "/home", self.machines.imports]
         return own
 
     def _file(self, key: tuple[Subject, str, bool], machine: str) -> str:

@@ -127,7 +127,9 @@ class OwnMachine(Machine):
         count = 0
         for pid in self.pids() - {self.pid}:
             words = command_line(pid)
-            is_server = "[listener]" in words[0] or words[0] == "/usr/sbin/sshd" if words else True
+            if not words:
+                continue  # it has just ended
+            is_server = "[listener]" in words[0] or words[0] == "/usr/sbin/sshd"
             if which(words) and not (is_server and number == signal.SIGKILL):
                 try:
                     os.kill(pid, number)
@@ -161,6 +163,8 @@ class Machines:
             os.makedirs(directory)
         self.kept = [self.work, *keep]
         self.is_own = not given
+        self.imports = f"{'/tmp' if self.is_own else self.work}/import"
+        """Where the front-end has files that are to become images."""
         self.machines: dict[str, Machine] = {}
         try:
             if given:
@@ -183,8 +187,13 @@ class Machines:
         if len(given) < 2:
             raise ConfigError("two hosts are needed: give --host twice, or not at all to let the check start its own")
         self.machines["fe"] = Machine(os.uname().nodename, ["env"], False, self.work)
+        self.machines["fe"].space = os.readlink("/proc/self/ns/pid")
+        file = os.environ.get("MADRIGAL_SSH_CONFIG", "")
+        kept = ("ControlMaster=auto", f"ControlPath={self.work}/%n.s", "ControlPersist=60")
+        enter = ["ssh", *(["-F", file] if file else []), "-o", "BatchMode=yes"]
+        enter += [word for option in kept for word in ("-o", option)]
         for name in given:
-            machine = Machine(name, ["ssh", "-o", "BatchMode=yes", name], False)
+            machine = Machine(name, [*enter, name], False)
             try:
                 for directory in self.owned:
                     machine.run("mkdir", "-p", directory)
@@ -203,11 +212,13 @@ class Machines:
         fe = self.machines.pop(os.uname().nodename)
         self.machines = {"fe": fe, **{name: OwnMachine(name, f"{self._state}/{name}") for name in HOSTS}}
 
-    def up(self, *argv: str, **env: str) -> None:
+    def up(self, *argv: str, **env: str) -> str:
+        """What rig/hosts-up says."""
         env = {**os.environ, "HOSTS_KEEP": ":".join(self.kept), **env}
         rig = subprocess.run([f"{HERE}/rig/hosts-up", self._state, *argv], capture_output=True, env=env)
         if rig.returncode:
             raise BrokenRig(f"the hosts of the check do not start: {rig.stderr.decode()}")
+        return rig.stdout.decode()
 
     def add(self, name: str, size: str = "64m") -> Machine:
         """One machine more."""
@@ -229,6 +240,7 @@ class Machines:
         else:
             for machine in self.hosts:
                 machine.run("rm", "-rf", self.work, check=False)
+                subprocess.run([*machine.argv([])[:-2], "-O", "exit", machine.name], capture_output=True, check=False)
         for _ in range(20):
             shutil.rmtree(self.work, ignore_errors=True)
             if not os.path.exists(self.work):

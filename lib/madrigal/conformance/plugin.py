@@ -6,6 +6,8 @@ A check is a function `test_...(case)` of a module in checks/, under the decorat
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import itertools
 import os
 import signal
 import subprocess
@@ -129,14 +131,14 @@ class Case:
         """KILL, of whom HOW says; with TERM the process group is asked."""
         if how == "TERM":
             self.signal(process, signal.SIGTERM)
-        elif how == "group":
+        elif how == "group" or (how == "hosts" and not self.kit.machines.is_own):
             self.signal(process, signal.SIGKILL)
         elif how == "hosts":
             self.signal_hosts(signal.SIGKILL, lambda words: words != [""])
         else:
-            children = _children(process.pid)
-            pids = children[:1] if how == "action" else _below(children) if self.kit.machines.is_own else [process.pid]
-            for pid in pids:
+            # what starts it is another process only where it is started in namespaces
+            action = _children(process.pid)[:1] if self.kit.machines.is_own else [process.pid]
+            for pid in action if how == "action" else _below(action):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -203,6 +205,17 @@ def _case(item: pytest.Item) -> Case:
     return case
 
 
+def _scene(item: pytest.Item) -> tuple[str, str]:
+    case = _case(item)
+    return str(case.subject), case.scene.name if case.scene else ""
+
+
+def _weight(group: list[pytest.Item]) -> int:
+    """How long the checks of a scene take, about."""
+    scene = _case(group[0]).scene
+    return len(group) + (40 if scene is None or scene.streams else 20 if scene.kind == "datastore" else 0)
+
+
 class Plugin:
     def __init__(self, kit: Kit, report: Report) -> None:
         self.kit, self.report = kit, report
@@ -218,17 +231,37 @@ class Plugin:
                 for scene in self.kit.scenes:
                     if not scenes(scene) or (unfit := scene.unfit(subject)) == "-":
                         continue
-                    found.append(Case(self.kit, subject, scene, "", unfit))
-            if not self.kit.is_full and what is None:
-                found = self._quick(found, quick)
+                    found.append(Case(self.kit, subject, scene, "", unfit or self._out_of_reach(subject)))
+            if what is None:
+                found = self._thorough(found, quick) if self.kit.is_full else self._quick(found, quick)
             cases += found
         metafunc.parametrize("case", cases, ids=[case.label for case in cases], indirect=False)
 
-    def _quick(self, cases: list[Case], quick: str) -> list[Case]:
-        """Those of one check and driver that the quick profile has.
+    def _out_of_reach(self, subject: Subject) -> str:
+        """Why hosts that are given are none for SUBJECT; "" if they are."""
+        if self.kit.options.hosts and subject.is_shared:
+            return f"hosts that are given share no storage, which {subject.path} needs"
+        return ""
+
+    def _thorough(self, cases: list[Case], quick: str) -> list[Case]:
+        """Those that the full profile has: what is more than one run is left to one of several that are the same."""
+        for case in cases:
+            assert case.scene
+            if quick != ALL and not case.skip and not case.is_first:
+                case.skip = self._left(case)
+        return cases
+
+    def _left(self, case: Case) -> str:
+        """Why a scene that is not the first of its action need not be played; "" if it has to be.
 
         What another driver with the same executable and kind of storage shows is played for the first scene alone.
         """
+        assert case.scene
+        other = self.kit.shown_by(case.subject, case.scene.action)
+        return other and f"most is left to {other} where the executable is the same"
+
+    def _quick(self, cases: list[Case], quick: str) -> list[Case]:
+        """Those of one check and driver that the quick profile has."""
         if quick == NONE:
             return []
         if quick == SOME:
@@ -239,18 +272,9 @@ class Plugin:
             if case.skip or case.is_first:
                 found.append(case)
             elif quick == ALL:
-                case.skip = self._shown_by(case.subject, case.scene.action)
+                case.skip = self._left(case)
                 found.append(case)
         return found
-
-    def _shown_by(self, subject: Subject, action: str) -> str:
-        """Why most scenes of ACTION need not be played for it; "" if they have to."""
-        path = os.path.realpath(subject.executable(action))
-        for other in self.kit.before(subject):
-            alike = (other.is_shared, other.is_files) == (subject.is_shared, subject.is_files)
-            if alike and os.path.realpath(other.executable(action)) == path:
-                return f"in the quick profile most is left to {other.path} where the executable is the same"
-        return ""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """By driver, then by scene, so that what one scene has brought about is used at once."""
@@ -260,6 +284,37 @@ class Plugin:
         items.sort(
             key=lambda item: (subjects[str(_case(item).subject)], scenes.get(id(_case(item).scene), len(scenes)))
         )
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Scene by scene, those that nobody else has taken."""
+        groups = [list(group) for _, group in itertools.groupby(session.items, _scene)]
+        if self.kit.options.queue:
+            groups.sort(key=_weight, reverse=True)  # so that all end at about the same time
+        for group in self._taken(groups):
+            for item, after in zip(group, [*group[1:], None], strict=True):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+                if session.shouldfail:
+                    raise session.Failed(session.shouldfail)
+                if session.shouldstop:
+                    raise session.Interrupted(session.shouldstop)
+            case = _case(group[0])
+            if case.scene:
+                self.kit.forget(case.subject, case.scene)
+        return True
+
+    def _taken(self, groups: list[list[pytest.Item]]) -> Iterator[list[pytest.Item]]:
+        if not self.kit.options.queue:
+            yield from groups
+            return
+        while True:
+            with open(self.kit.options.queue, "r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                number = int(file.read())
+                file.seek(0)
+                file.write(str(number + 1))
+            if number >= len(groups):
+                return
+            yield groups[number]
 
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
         case = _case(item)

@@ -27,8 +27,48 @@ class Result:
     """How many kills, kills in a stream and dumps it was."""
 
 
+DUMPS, KILLS, EACH, IN_STREAM = 10_000, 2_000, 20, 0.5
+"""What a whole check has at least: broken dumps, kills, kills of each action in each form, and, of the kills of actions
+that bring data, the part inside a data stream: some of the bytes that a clean run brings have arrived, and some have
+not."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    counts: dict[str, int]
+    """Of what there was how much."""
+    kills: dict[str, int]
+    """By kind, action and form, `tm clone current`."""
+    streams: dict[str, int]
+    """How many of them were inside a data stream, for those that have one."""
+
+    @property
+    def in_stream(self) -> float:
+        """The part that was inside a data stream of the kills of actions that have one."""
+        return sum(self.streams.values()) / max(1, sum(self.kills[name] for name in self.streams))
+
+    @property
+    def fewest(self) -> str:
+        return min(self.kills, key=lambda name: self.kills[name])
+
+    def missed(self) -> list[str]:
+        found = []
+        for name, least in (("broken dumps", DUMPS), ("kills", KILLS)):
+            if (count := self.counts.get(name, 0)) < least:
+                found.append(f"{count:,} {name} of at least {least:,}")
+        for name, count in self.kills.items():
+            if count < EACH:
+                found.append(f"{name} was killed {count} times, of at least {EACH}")
+        if self.in_stream < IN_STREAM:
+            told = "of the kills of actions with a data stream were inside it"
+            found.append(f"{self.in_stream:.0%} {told}, of at least {IN_STREAM:.0%}")
+        return found
+
+
 class Report:
-    def __init__(self) -> None:
+    def __init__(self, whole: bool = False) -> None:
+        """WHOLE: all of it was checked, so that there has to be as much as FLOORS says."""
+        self.whole = whole
         self.results: list[Result] = []
         self.broken = False
         """Whether the check itself did not get through."""
@@ -36,7 +76,34 @@ class Report:
     @property
     def holds(self) -> bool:
         """Whether all that applies holds, and something does apply."""
-        return not self.broken and not self.failures and any(one.outcome == "passed" for one in self.results)
+        if self.broken or self.failures or self.missed:
+            return False
+        return any(one.outcome == "passed" for one in self.results)
+
+    @property
+    def totals(self) -> Totals:
+        counts: Counter[str] = Counter()
+        kills: Counter[str] = Counter()
+        streams: Counter[str] = Counter()
+        for one in self.results:
+            counts.update(one.counts)
+            kind, form = one.driver.partition("/")[0], one.driver.partition("[")[2].rstrip("]")
+            if one.check.startswith("kill") and one.outcome != "skipped":
+                kills[f"{kind} {one.action} {form}"] += one.counts.get("kills", 0)
+            if "kills in a stream" in one.counts:
+                streams[f"{kind} {one.action} {form}"] += one.counts["kills in a stream"]
+        return Totals(dict(sorted(counts.items())), dict(sorted(kills.items())), dict(sorted(streams.items())))
+
+    @property
+    def missed(self) -> list[str]:
+        """What there was too little of in a whole check."""
+        return self.totals.missed() if self.whole else []
+
+    def sort(self, drivers: list[str], scenes: list[str]) -> None:
+        """In the order of these."""
+        places = {name: number for number, name in enumerate(drivers)}
+        numbers = {name: number for number, name in enumerate(scenes)}
+        self.results.sort(key=lambda one: (places[one.driver], numbers.get(one.scene, len(numbers))))
 
     def load(self, path: str) -> None:
         """Add the results of another one, which `json` wrote."""
@@ -85,30 +152,36 @@ class Report:
         if skipped:
             lines += ["", "Not checked:", *(f"  {line}" for line in skipped)]
         lines += self._counted()
+        lines += [f"TOO LITTLE: {sentence}" for sentence in self.missed]
         counts = {name: sum(one.outcome == name for one in self.results) for name in MARKS}
         lines += ["", f"{counts['passed']} hold, {counts['failed']} fail, {counts['skipped']} were not checked"]
         return "\n".join(lines)
 
     def _counted(self) -> list[str]:
         """How many kills and broken dumps there were, and of which action and form the fewest."""
-        total: Counter[str] = Counter()
-        kills: Counter[str] = Counter()
-        for one in self.results:
-            total.update(one.counts)
-            if one.counts.get("kills"):
-                kills[f"{one.action} {one.driver.partition('[')[2].rstrip(']')}"] += one.counts["kills"]
-        if not total:
+        totals = self.totals
+        if not totals.counts:
             return []
-        lines = ["", ", ".join(f"{count:,} {name}" for name, count in sorted(total.items()))]
-        if kills:
-            fewest = min(kills, key=lambda name: kills[name])
-            lines.append(f"killed: {len(kills)} actions and forms, {fewest} {kills[fewest]} times, others more often")
+        lines = ["", ", ".join(f"{count:,} {name}" for name, count in totals.counts.items())]
+        if totals.kills:
+            fewest = totals.fewest
+            lines.append(
+                f"killed: {len(totals.kills)} actions and forms, {fewest} {totals.kills[fewest]} times, the others as "
+                f"often or more; {totals.in_stream:.0%} of the kills of those with a data stream were inside it"
+            )
         return lines
 
     def json(self) -> str:
         return (
             json.dumps(
-                {"broken": self.broken, "results": [asdict(one) for one in self.results]}, indent=1, ensure_ascii=False
+                {
+                    "broken": self.broken,
+                    "totals": {**asdict(self.totals), "in_stream": round(self.totals.in_stream, 3)},
+                    "missed": self.missed,
+                    "results": [asdict(one) for one in self.results],
+                },
+                indent=1,
+                ensure_ascii=False,
             )
             + "\n"
         )
@@ -154,7 +227,9 @@ class Report:
                 f"<details><summary>run it again</summary><pre>{html.escape(one.script)}</pre></details></section>"
             )
         skipped = dict.fromkeys(f"{one.driver}: {one.said}" for one in self.results if one.outcome == "skipped")
+        counted = [*filter(None, self._counted()), *(f"Too little: {sentence}" for sentence in self.missed)]
         return _PAGE % {
+            "counted": "".join(f"<p>{html.escape(line)}</p>" for line in counted),
             "head": head,
             "body": "\n".join(body),
             "details": "\n".join(details) or "<p>None.</p>",
@@ -181,6 +256,7 @@ h2 { font-size: 1.05em; margin-top: 2em; }
 <table><thead><tr><th></th>%(head)s</tr></thead><tbody>
 %(body)s
 </tbody></table>
+%(counted)s
 <h1>What does not hold</h1>
 %(details)s
 <h1>Not checked</h1>

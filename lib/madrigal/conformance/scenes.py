@@ -39,6 +39,8 @@ class Play:
     """`machine:path` where bytes arrive, for scenes that move many; a prefix."""
     sources: list[str] = field(default_factory=list)
     """`machine:path` of what is only read."""
+    astray: list[str] = field(default_factory=list)
+    """What it may change instead where its dump, broken, names another place."""
 
 
 Build = Callable[[Stage, str], Play]
@@ -156,6 +158,7 @@ def load() -> list[Scene]:
     import madrigal.conformance.scenes_datastore
     import madrigal.conformance.scenes_disks
     import madrigal.conformance.scenes_idle
-    import madrigal.conformance.scenes_tm  # noqa: F401
+    import madrigal.conformance.scenes_tm
+    import madrigal.conformance.scenes_tm_between  # noqa: F401
 
     return SCENES

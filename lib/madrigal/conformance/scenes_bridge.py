@@ -43,7 +43,8 @@ def rm(stage: Stage, _: str) -> Play:
     kept = stage.put("fe", f"{stage.base}/{stage.hash}", b"the front-end's")
     call = stage.ds("rm", image={"source": path, "state": "DELETE"}, template=_bridge(stage))
     sources = [stage.at("fe", kept)]
-    return Play(call, lambda run: gone(stage, stage.host, path), [stage.at(stage.host, path)], sources=sources)
+    changes = [stage.at(stage.host, path)]
+    return Play(call, lambda run: gone(stage, stage.host, path), changes, sources=sources, astray=sources)
 
 
 @scene("datastore", "export", "by a bridge host", forms=TODAY)

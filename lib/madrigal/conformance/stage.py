@@ -9,20 +9,18 @@ import hashlib
 import os
 import random
 import re
-import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from madrigal.conformance.answers import TOKEN, Answers
 from madrigal.conformance.calls import Call, Run
 from madrigal.conformance.machines import PATH, BrokenRig, Machine, Machines
 from madrigal.conformance.subject import Subject
 from madrigal.conformance.watch import Watch
 from madrigal.conformance.web import Web
-from madrigal.embedded import rpc, shim
 from madrigal.embedded.documents import Documents, text
 from madrigal.embedded.records import VM, Datastore, Disk, History, Host, Image
 from madrigal.embedded.snapshots import Snapshots
@@ -31,39 +29,15 @@ from madrigal.errors import NotFound
 MIB = 1 << 20
 LIMIT = 180.0
 """Seconds after which an action hangs."""
-TOKEN, SECRET = "token-Zq7vK2mX", "secret-Yw4tR9bN"
-"""What must not be seen: the front-end's session, and an attribute of a datastore."""
+SECRET = "secret-Yw4tR9bN"
+"""What must not be seen, as the front-end's session: an attribute of a datastore."""
 DATASTORES = {"system": (0, 100), "image": (1, 101)}
 """Ids: with each machine's own storage, and shared."""
 VM_ID, OTHER_VM, IMAGE_ID = 17, 18, 42
 REGTIME = 1335000000
 TIMEOUTS = {"CONNECT": 5, "CONTROL": 20, "STALL": 20, "LOCK": 60}
-
-
-class Answers:
-    """The front-end that drivers ask, for all stages: its documents are those of the stage that is set."""
-
-    def __init__(self) -> None:
-        self.started = 0
-        """How many actions were."""
-        self.stages: dict[int, Stage] = {}
-        self.stage: Stage | None = None
-        kinds = {"vm": "vm_document", "datastore": "datastore_document", "host": "host_document"}
-        self._answering = rpc.Answering(TOKEN, {kind: self._show(name) for kind, name in kinds.items()})
-        self.url = self._answering.url
-
-    def _show(self, name: str) -> rpc.Show:
-        def show(ident: int | str) -> bytes:
-            stage = self.stages.get(int(ident), self.stage) if name == "vm_document" else self.stage
-            if stage is None:
-                raise NotFound("no VM")
-            document: bytes = getattr(stage, name)(int(ident))
-            return document
-
-        return show
-
-    def close(self) -> None:
-        self._answering.close()
+SOON = {f"MADRIGAL_{name}_TIMEOUT": "4" for name in ("CONNECT", "CONTROL", "STALL")}
+"""For an action whose deadlines are waited for."""
 
 
 class Stage:
@@ -82,7 +56,7 @@ class Stage:
         """Whether disks are on storage that front-end and hosts share."""
         self.fe = machines.fe.name
         self.host, self.other = (machine.name for machine in machines.hosts[:2])
-        self.import_dir = "/tmp/import" if machines.is_own else f"{machines.work}/home/import"
+        self.import_dir = machines.imports
         self.documents = Documents(subject.form)
         self.runs: list[Run] = []
         self.notes: list[str] = []
@@ -214,9 +188,10 @@ class Stage:
         """The URL of CONTENT."""
         assert self.web
         self.notes.append(
-            f"a web server has {len(content)} bytes at /{name}{', and stops in their middle' if cut else ''}"
+            f"a web server has {len(content)} bytes for {name}{', and stops in their middle' if cut else ''}"
         )
-        return self.web.put(name, content, cut)
+        # scenes that differ by their size keep their call, and each its content
+        return self.web.put(f"{hashlib.md5(content, usedforsecurity=False).hexdigest()[:8]}/{name}", content, cut)
 
     def listed(self, directory: str, pattern: str) -> list[str]:
         """Paths in a directory of the front-end whose names match the regular expression."""
@@ -274,7 +249,7 @@ class Stage:
         }
         if self.subject.is_old:
             env["MADRIGAL_CONTRACT"] = "3.4"
-        for name in ("RUBYLIB", "LANG"):
+        for name in ("RUBYLIB", "LANG", *([] if self.machines.is_own else ["MADRIGAL_SSH_CONFIG"])):
             if name in os.environ:
                 env[name] = os.environ[name]
         return env
@@ -419,29 +394,3 @@ class Stage:
 
 class Unprepared(Exception):
     """The driver cannot bring about what a check begins with, which another check shows."""
-
-
-def furnish(machines: Machines, tree: str) -> None:
-    """What drivers expect to find below ONE_LOCATION, and the commands that ask the front-end."""
-    work = machines.work
-    os.makedirs(f"{work}/one/lib", exist_ok=True)
-    for name, content, mode in (
-        ("one/var/config", f"DATASTORE_LOCATION={machines.location}\n", 0o644),
-        ("one_auth", f"oneadmin:{TOKEN}\n", 0o600),
-    ):
-        with open(os.open(f"{work}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
-            file.write(content)
-    for name in shim.KINDS:
-        command = shlex.join([sys.executable, "-I", os.path.realpath(shim.__file__), name])
-        with open(os.open(f"{work}/bin/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o755), "w") as file:
-            file.write(f'#!/bin/sh\nexec {command} "$@"\n')
-    point(machines, tree)
-
-
-def point(machines: Machines, tree: str) -> None:
-    """Let the front-end's tree of remotes be TREE."""
-    remotes = f"{tree}/remotes" if os.path.isdir(f"{tree}/remotes/etc") else tree
-    for target, link in ((remotes, f"{machines.work}/one/var/remotes"), (tree, f"{machines.work}/one/lib/sh")):
-        if os.path.islink(link):
-            os.unlink(link)
-        os.symlink(target, link)

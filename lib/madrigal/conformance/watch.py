@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from madrigal.conformance.machines import Machines, command_line
 
@@ -34,6 +35,8 @@ class Watch:
 
     def __init__(self, machines: Machines, secrets: Sequence[str], action: Sequence[str]) -> None:
         self._spaces = {space for machine in machines.machines.values() if (space := machine.space)}
+        # where the front-end is this machine itself, others work there too, perhaps other checks
+        self._mark = b"" if machines.is_own else f"={machines.work}/".encode()
         self._action = list(action)
         self._secrets = [form for secret in secrets for form in forms(secret)]
         self._over = threading.Event()
@@ -64,6 +67,8 @@ class Watch:
             return
         try:
             if os.readlink(f"/proc/{pid}/ns/pid") not in self._spaces:
+                return
+            if self._mark not in Path(f"/proc/{pid}/environ").read_bytes():
                 return
         except OSError:
             return

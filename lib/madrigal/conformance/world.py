@@ -13,7 +13,7 @@ from madrigal.conformance.machines import Machines, OwnMachine, command_line
 
 SETTLED = 6.0
 """Seconds that what an action started may take to end after it."""
-_CONNECTION = re.compile(r"(.*/)?sshd\b|ssh: .*\[mux\]")
+_CONNECTION = re.compile(r"(.*/)?sshd\b|ssh: .*mux\]")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def look(machines: Machines) -> World:
         directories = list(machines.owned)
         if key == "fe":
             directories = [f"{machines.work}/one/var", f"{machines.work}/home"]
+            directories += [] if machine.own else [machines.imports]
         if machine.own:
             directories.append("/tmp")
             text = Path(f"/proc/{machine.pid}/mountinfo").read_text() if isinstance(machine, OwnMachine) else ""

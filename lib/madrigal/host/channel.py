@@ -49,6 +49,10 @@ class Channel:
         """What the command and ssh have written to stderr."""
         raise NotImplementedError
 
+    def abandon(self) -> bool:
+        """Let no other command take the connection of this one, which does not answer; False if it has its own."""
+        return False
+
     # -- pipes -----------------------------------------------------------------------------------------------
 
     def read(self, timeout: float) -> bytes:

@@ -34,14 +34,17 @@ def start(name: str, remote_command: str, bulk: bool) -> SshChannel:
         argv += ["-o", "ControlPath=none", "-c", ciphers()]
     else:
         # where the shared connection has no session free, ssh falls back to one of its own
-        argv += ["-o", "ControlMaster=no", "-o", f"ControlPath={_shared(name)}"]
-    return SshChannel(name, [*argv, "--", name, remote_command])
+        shared = _shared(name)
+        argv += ["-o", "ControlMaster=no", "-o", f"ControlPath={shared}"]
+    return SshChannel(name, [*argv, "--", name, remote_command], "" if bulk else shared)
 
 
 class SshChannel(Channel):
     """A command run by an ssh process."""
 
-    def __init__(self, host: str, argv: list[str]) -> None:
+    def __init__(self, host: str, argv: list[str], shared: str) -> None:
+        """SHARED: the socket of the connection that it takes, "" for its own."""
+        self._shared = shared
         while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
             pass  # we were started without one of these: what is opened now would be in the way of ssh's own
         os.close(fd)
@@ -80,6 +83,13 @@ class SshChannel(Channel):
         except DeadlineExceeded:
             os.kill(self._pid, signal.SIGTERM)
             self._status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+
+    def abandon(self) -> bool:
+        if not self._shared:
+            return False
+        # what still goes over it goes on; if the network has lost it, ssh itself sees that after a minute
+        command.run(_control(self._shared, "stop"), deadline.connect(), check=False)
+        return True
 
     def stderr(self) -> bytes:
         return os.pread(self._errors, 1 << 16, max(0, os.fstat(self._errors).st_size - (1 << 16)))
@@ -187,5 +197,9 @@ def disconnect() -> None:
     """End all shared connections of this user."""
     for name in os.listdir(config.run_dir()):
         if name.endswith(".s"):
-            argv = ["ssh", "-F", "none", "-o", f"ControlPath={config.run_dir()}/{name}", "-O", "exit", "--", "any"]
-            command.run(argv, deadline.connect(), check=False)
+            command.run(_control(f"{config.run_dir()}/{name}", "exit"), deadline.connect(), check=False)
+
+
+def _control(path: str, what: str) -> list[str]:
+    """The words that tell the shared connection with the socket PATH to do WHAT."""
+    return ["ssh", "-F", "none", "-o", f"ControlPath={path}", "-O", what, "--", "any"]

@@ -185,6 +185,8 @@ class RemoteSession:
                 error = failure(self.host.name, channel.wait(5), channel.stderr())
             except DeadlineExceeded:
                 error = HostUnreachable(f"{self.host.name} did not start a worker in {deadline.connect():g} s")
+                # a network that failed may have left a connection that nobody is at the other end of
+                error.crowded = channel.abandon() and attempt == 1  # type: ignore[attr-defined]
             channel.close()
             self._channel = None
             self.host.retried(error, attempt)

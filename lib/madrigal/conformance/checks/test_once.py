@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 
 from madrigal.conformance import world
+from madrigal.conformance.answers import TOKEN
 from madrigal.conformance.calls import Run
 from madrigal.conformance.kit import describe
 from madrigal.conformance.plugin import ALL, Case, each, known_actions, scene_of
 from madrigal.conformance.scenes import Wrong
-from madrigal.conformance.stage import SECRET, TOKEN
+from madrigal.conformance.stage import SECRET
 from madrigal.conformance.subject import Subject
 
 _TAGGED = re.compile(r"(ERROR|WARN|INFO|DEBUG): [\w.-]+: \S")
