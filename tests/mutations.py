@@ -142,7 +142,7 @@ class Trial:
 
     def _noticed(self, action: str, name: str) -> str:
         """The first check of ACTION that fails, and its scene."""
-        self.kit.forget()
+        self.kit.look_anew()
         swallows = name == "swallows failures"
         # what does not do its work is not to be noticed by what it has to refuse alone
         self.kit.scenes = [one for one in load() if one.action == action and (swallows or not one.fails)]

@@ -285,8 +285,8 @@ class Kit:
                     seen.wrong = str(error) or repr(error)
         return self._seen[key]
 
-    def forget(self) -> None:
-        """That a driver was seen: it is another one from now on."""
+    def look_anew(self) -> None:
+        """The driver is another one from now on."""
         self._seen.clear()
 
     def settle(self) -> None:
