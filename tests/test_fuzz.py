@@ -38,7 +38,7 @@ from madrigal.onhost import survey
 READERS = {**readers.READERS, **readers_of_hosts.READERS}
 CORPUS = TREE / "tests/corpus"
 SOME, MANY = (
-    settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck)) for count in (100, 1500)
+    settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck)) for count in (100, 800)
 )
 SECONDS = 20
 """That one input may take."""

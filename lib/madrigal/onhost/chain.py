@@ -14,7 +14,7 @@ import os
 import re
 
 from madrigal.errors import BadImage, InUse, NotFound
-from madrigal.onhost import image
+from madrigal.onhost import image, part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ class Disk:
                 continue
             if kind == "current":
                 # only its last part: the whole may have been moved
-                with image.opened(path) as text:
+                with part.opened(path) as text:
                     file = os.path.basename(os.fsdecode(text.read(_PATH).strip()))
                 if NUMBER.match(file):
                     current[int(name)] = int(file)

@@ -15,11 +15,11 @@ import struct
 
 from madrigal.command import CommandFailed, run
 from madrigal.errors import BadImage, ConfigError, InUse, MissingProgram, NoSpace, NotSupported, UsageError
-from madrigal.onhost import lock
+from madrigal.onhost import lock, part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import BinaryIO, Callable, Iterator, List, Optional, Tuple
+    from typing import Callable, Iterator, List, Optional, Tuple
 
     from madrigal.command import Result
 
@@ -293,13 +293,8 @@ def is_empty(path: str) -> bool:
         return not any(file.read(8 * entries))
 
 
-def opened(path: str) -> "BinaryIO":
-    """PATH to be read; a pipe there does not make anybody wait."""
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
-
-
 def _header(path: str) -> bytes:
-    with opened(path) as file:
+    with part.opened(path) as file:
         header = file.read(_HEADER)
     if header[:4] != b"QFI\xfb" or len(header) < 104:
         raise BadImage("{} should be a qcow2 image and is none; the FORMAT of the disk is wrong".format(path))

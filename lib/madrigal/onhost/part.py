@@ -15,7 +15,7 @@ from madrigal.errors import InUse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import BinaryIO, Optional
 
     from madrigal.onhost.undo import Undo
 
@@ -283,6 +283,11 @@ def remove_parts(dir_fd: int, name: str, but: str = "") -> None:
     for entry in os.listdir(dir_fd):
         if is_part_of(name, entry) and entry != but:
             remove(dir_fd, entry)
+
+
+def opened(path: str) -> "BinaryIO":
+    """PATH to be read; if it is a pipe, nobody waits for who writes to it."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
 
 def sync(path: str) -> None:

@@ -161,7 +161,7 @@ def _mark(answer: web.Answer) -> str:
     modified = str(answer.headers.get("Last-Modified", "")).strip()
     try:
         past = parsedate_to_datetime(answer.headers.get("Date", "")) - parsedate_to_datetime(modified)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return ""
     return modified if past.total_seconds() >= 1 and modified.isascii() else ""
 
