@@ -179,12 +179,9 @@ def test_hosts_that_are_given(far: dict[str, str], tmp_path: Path) -> None:
     assert not any(driver == "tm/shared[current]" and check == "answer" for driver, check in held)
     said = {one["said"] for one in results if one["outcome"] == "skipped"}
     assert "hosts that are given share no storage, which tm/shared needs" in said
-    assert not [name for name in os.listdir("/tmp") if name.startswith("mc") and _is_of(name, far)]
-
-
-def _is_of(name: str, far: dict[str, str]) -> bool:
-    """Whether the directory NAME of this /tmp has been left by a check of these hosts."""
-    return (Path("/tmp", name) / "home").exists() and not (Path("/tmp", name) / "hosts").exists()
+    for host in ("host01", "host02"):
+        left = subprocess.check_output(["ssh", "-F", far["MADRIGAL_SSH_CONFIG"], host, "ls /tmp"], text=True).split()
+        assert not [name for name in left if not far["MADRIGAL_SSH_CONFIG"].startswith(f"/tmp/{name}/")]
 
 
 def test_a_host_that_is_none_is_named_at_once(far: dict[str, str]) -> None:
