@@ -167,8 +167,10 @@ class Report:
             fewest = totals.fewest
             lines.append(
                 f"killed: {len(totals.kills)} actions and forms, {fewest} {totals.kills[fewest]} times, the others as "
-                f"often or more; {totals.in_stream:.0%} of the kills of those with a data stream were inside it"
+                "often or more"
             )
+        if totals.streams:
+            lines.append(f"{totals.in_stream:.0%} of the kills of actions with a data stream were inside it")
         return lines
 
     def json(self) -> str:
