@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TREE
+from conftest import TREE, need_hosts
 
 from madrigal import drivers, errors
 from madrigal.conformance import broken, scan
@@ -28,11 +27,7 @@ OURS = [driver.path for driver in drivers.load(str(TREE))]
 
 @pytest.fixture(scope="module", autouse=True)
 def rig() -> None:
-    for program in ("sshd", "ssh", "unshare", "nsenter"):
-        if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
-            pytest.skip(f"the kit's machines need {program}, which is not installed")
-    if subprocess.run([TREE / "tests/rigs/hosts-up", "/tmp/none", "can"], stdin=subprocess.DEVNULL).returncode:
-        pytest.skip("this machine forbids user namespaces, which the kit's machines need")
+    need_hosts()
 
 
 def check(work: Path, *words: str, **env: str) -> tuple[int, list[dict[str, Any]], str]:

@@ -11,22 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Hosts, check_stderr, eventually, run_action, start_action
+from conftest import Hosts, check_stderr, run_action, start_action
 from dumps import front_end, vm_document
-from test_tm import MIB, VM, Cloud, disks
+from test_tm import MIB, VM, Cloud, alone, disks
 
 SHARED = ["shared", "qcow2"]
 
 
 @pytest.fixture
 def cloud(hosts: Hosts, tmp_path: Path) -> Iterator[Cloud]:
-    made = Cloud(hosts, dict(hosts.env), "current", tmp_path)
-    made.images.mkdir()
-    yield made
-    for name in hosts.names:
-        assert eventually(lambda name=name: not hosts.workers(name)), f"workers are left on {name}"  # type: ignore[misc]
-    for place in (Path(hosts.datastores), *(hosts.on(name) for name in hosts.names)):
-        subprocess.run(["rm", "-rf", *place.iterdir()], check=True)
+    yield from alone(hosts, tmp_path)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 from breakages import ALL, does_nothing
-from conftest import TREE
+from conftest import TREE, need_hosts
 from mutations import Copy, Row
 
 from madrigal import drivers
@@ -30,11 +29,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the conformance kit's
 
 @pytest.fixture(scope="module", autouse=True)
 def rig() -> None:
-    for program in ("sshd", "ssh", "unshare", "nsenter"):
-        if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
-            pytest.skip(f"the kit's machines need {program}, which is not installed")
-    if subprocess.run([TREE / "tests/rigs/hosts-up", "/tmp/none", "can"], stdin=subprocess.DEVNULL).returncode:
-        pytest.skip("this machine forbids user namespaces, which the kit's machines need")
+    need_hosts()
 
 
 def tried(work: Path, driver: str, form: str, *words: str) -> list[Row]:

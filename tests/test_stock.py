@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TREE, Done, Hosts, check_stderr, eventually, run_action, start_action
+from conftest import TREE, Done, Hosts, check_stderr, run_action, start_action
 from dumps import REGTIME, dump, vm_document
 from test_chain import Image
 from test_datastore import Store
-from test_tm import MIB, VM, Cloud, disks, isofile
+from test_tm import MIB, VM, Cloud, alone, disks, isofile
 
 from madrigal import drivers
 from madrigal.embedded import DiskRequest, FrontEnd
@@ -32,13 +32,7 @@ HOSTILE = "a b;$(touch canary)'\"*`touch canary`"
 
 @pytest.fixture
 def cloud(hosts: Hosts, tmp_path: Path) -> Iterator[Cloud]:
-    made = Cloud(hosts, dict(hosts.env), "current", tmp_path)
-    made.images.mkdir()
-    yield made
-    for name in hosts.names:
-        assert eventually(lambda name=name: not hosts.workers(name)), f"workers are left on {name}"  # type: ignore[misc]
-    for place in (Path(hosts.datastores), *(hosts.on(name) for name in hosts.names)):
-        subprocess.run(["rm", "-rf", *place.iterdir()], check=True)
+    yield from alone(hosts, tmp_path)
 
 
 @pytest.fixture

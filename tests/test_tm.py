@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Done, Hosts, check_stderr, run_action, start_action
+from conftest import Done, Hosts, check_stderr, eventually, run_action, start_action
 from dumps import datastore_document, front_end, vm_document
 
 MIB = 1 << 20
@@ -77,6 +77,17 @@ class Cloud:
 def cloud(hosts: Hosts, env: dict[str, str], form: str, tmp_path: Path) -> Iterator[Cloud]:
     made = Cloud(hosts, env, form, tmp_path)
     yield made
+    for place in (Path(hosts.datastores), *(hosts.on(name) for name in hosts.names)):
+        subprocess.run(["rm", "-rf", *place.iterdir()], check=True)
+
+
+def alone(hosts: Hosts, work: Path) -> Iterator[Cloud]:
+    """For a fixture: a Cloud of today's form that nobody else uses, and of which no worker may be left."""
+    made = Cloud(hosts, dict(hosts.env), "current", work)
+    made.images.mkdir()
+    yield made
+    for name in hosts.names:
+        assert eventually(lambda name=name: not hosts.workers(name)), f"workers are left on {name}"  # type: ignore[misc]
     for place in (Path(hosts.datastores), *(hosts.on(name) for name in hosts.names)):
         subprocess.run(["rm", "-rf", *place.iterdir()], check=True)
 

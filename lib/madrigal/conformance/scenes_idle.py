@@ -9,6 +9,7 @@ from madrigal.conformance import vms
 from madrigal.conformance.calls import Call, Run
 from madrigal.conformance.scenes import Play, Unfit, Wrong, expect, gone, scene
 from madrigal.conformance.stage import Stage
+from madrigal.conformance.subject import Subject
 
 # -- monitoring, and drivers that keep nothing -------------------------------------------------------------------
 
@@ -61,33 +62,22 @@ def monitor_ds(stage: Stage, format: str) -> Play:
     return Play(call, verify, [], r'(VM = \[ ID = \d+, MONITOR = "[A-Za-z0-9+/=]+"\]\n?)+')
 
 
-@scene(
-    "tm",
-    "ln",
-    "of a device",
-    needs=lambda subject: subject.kind == "tm" and not subject.is_files and bool(subject.formats),
-)
+def _leads_to_devices(subject: Subject) -> bool:
+    return subject.kind == "tm" and not subject.is_files and bool(subject.formats)
+
+
+@scene("tm", "ln", "of a device", needs=_leads_to_devices)
 def ln_device(stage: Stage, format: str) -> Play:
     return _device(stage, "ln")
 
 
-@scene(
-    "tm",
-    "ln",
-    "of a device beside another disk",
-    needs=lambda subject: subject.kind == "tm" and not subject.is_files and bool(subject.formats),
-)
+@scene("tm", "ln", "of a device beside another disk", needs=_leads_to_devices)
 def ln_device_beside(stage: Stage, format: str) -> Play:
     vms.neighbour(stage)
     return _device(stage, "ln")
 
 
-@scene(
-    "tm",
-    "clone",
-    "of a device",
-    needs=lambda subject: subject.kind == "tm" and not subject.is_files and bool(subject.formats),
-)
+@scene("tm", "clone", "of a device", needs=_leads_to_devices)
 def clone_device(stage: Stage, format: str) -> Play:
     vms.neighbour(stage)
     return _device(stage, "clone")
