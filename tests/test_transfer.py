@@ -8,6 +8,7 @@ import fcntl
 import os
 import random
 import shutil
+import signal
 import struct
 import subprocess
 import time
@@ -525,6 +526,54 @@ def test_what_an_image_had_is_noted_when_it_goes_out(
     assert (tmp_path / "image").read_bytes() == content and parts(tmp_path) == []
     # the blocks around the zeros are not noted: they are not read whole
     assert bool(described) == is_changed and flow.data < 6 * MIB
+
+
+@pytest.mark.parametrize("what", ["a VM directory", "a persistent disk"])
+def test_a_signal_does_not_part_the_new_place_from_the_old(
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Told to end when its work has been kept on one machine, an action removes what it was made of on the other."""
+
+    class Told(Exception):
+        pass
+
+    def tell(*_: object) -> None:
+        raise Told
+
+    there = hosts.on("host01", datastore) / "17"
+    there.mkdir(parents=True)
+    content = written(there / "disk.0", 2 * MIB)
+    made = tmp_path / "image" if what == "a persistent disk" else hosts.on("host02", datastore) / "17/disk.0"
+    kept, disk = RemoteSession.done, Location("host01", f"{datastore}/17/disk.0")
+
+    def keeping(session: RemoteSession) -> object:
+        result = kept(session)
+        if made.exists() and session.host.name == "host02":
+            signal.raise_signal(signal.SIGTERM)
+        return result
+
+    class Keeping(LocalSession):
+        def done(self) -> list[object]:
+            result = super().done()
+            if made.exists():
+                signal.raise_signal(signal.SIGTERM)
+            return result
+
+    handler = signal.signal(signal.SIGTERM, tell)
+    try:
+        with pytest.raises(Told):
+            if what == "a VM directory":
+                monkeypatch.setattr(RemoteSession, "done", keeping)
+                transfer.move(Location("host01", f"{datastore}/17"), Location("host02", f"{datastore}/17"))
+            else:
+                monkeypatch.setattr("madrigal.host.local.LocalSession", Keeping)
+                transfer.bring_back(disk, Location("", str(tmp_path / "image")), RAW)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert made.read_bytes() == content
+    assert there.exists() == (what == "a persistent disk")
+    if there.exists():
+        assert os.readlink(there / "disk.0") == str(made)
 
 
 def changed(path: Path, *offsets: int) -> bytes:

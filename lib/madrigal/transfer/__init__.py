@@ -7,7 +7,9 @@ its successor is safely on a disk.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 
 from madrigal.errors import NotFound
@@ -18,6 +20,7 @@ from madrigal.transfer import carry, route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from madrigal.transfer.route import AnySession, Look, Weight
@@ -207,8 +210,10 @@ def move(source: Location, target: Location, monitor: str | None = None) -> None
             receive = {"path": target.path, "keep_mode": True}
             way = carry.stream(given, session, {"path": source.path}, receive, weight)
             _mark(session, target.path, monitor)
-            session.done()  # before the source goes: from here on TARGET is what counts, whatever happens to us
-            given.tell("drop", path=source.path)
+            with _unbroken():
+                session.done()  # before the source goes: from here on TARGET is what counts, whatever happens to us
+                given.tell("drop", path=source.path)
+                given.done()
             return way
 
         way = route.between(origin, host, look, work)
@@ -251,11 +256,33 @@ def bring_back(disk: Location, image: Location, state: State | None = None, near
         old = {"files": _older(path, weight), "noted": {path: carry.notes(session, path)}}
         way = carry.stream(origin, session, send, {"path": path, "settle": settle}, weight, old)
         session.tell("drop", path=path + ".md5sum")
-        session.done()  # the image is safe before the disk goes
-        leave(origin)
+        with _unbroken():
+            session.done()  # the image is safe before the disk goes
+            leave(origin)
+            origin.done()
         return way
 
     route.carried("moved", disk, image, look, here, there, image if near else None)
+
+
+@contextlib.contextmanager
+def _unbroken() -> Iterator[None]:
+    """Let a signal that ends the action wait meanwhile: what is in its new place must not stay in the old one too."""
+    came: list[int] = []
+    try:
+        handlers = {
+            number: signal.signal(number, lambda number, _: came.append(number))
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        }
+    except ValueError:  # signals are the main thread's, and this is another one's work
+        handlers = {}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _older(path: str, weight: Weight) -> dict[str, list[str]]:
