@@ -11,19 +11,22 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from conftest import Hosts, eventually
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from madrigal import snapshots, transfer
 from madrigal.errors import BadImage, ConfigError, DigestMismatch, MadrigalError
 from madrigal.host.local import LocalSession
 from madrigal.host.remote import RemoteSession
 from madrigal.location import Location
-from madrigal.onhost import blocks, squeeze, stream
+from madrigal.onhost import blocks, gmac, squeeze, stream
 from madrigal.onhost.part import WORTH
 from madrigal.transfer import carry, plan
 
@@ -493,16 +496,16 @@ def test_only_what_is_not_the_same_comes_back(
     assert (tmp_path / "image").stat().st_blocks * 512 <= len(content) + MIB
 
 
-@pytest.mark.parametrize("is_changed", [False, True])
+@pytest.mark.parametrize("but", ["", "it was changed", "the host cannot make such digests"])
 def test_what_an_image_had_is_noted_when_it_goes_out(
-    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_changed: bool
+    hosts: Hosts, datastore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, but: str
 ) -> None:
-    """Then it need not be read again when the disk comes back; unless somebody has changed it."""
+    """Then it need not be read again when the disk comes back; unless the notes are of no use any more."""
     written(tmp_path / "image", 31 * MIB + 12345)
     image, disk = Location("", str(tmp_path / "image")), Location("host01", f"{datastore}/17/disk.0")
     transfer.copy_whole(image, disk, RAW)
     there = hosts.on("host01", datastore) / "17/disk.0"
-    if is_changed:
+    if but == "it was changed":
         with open(tmp_path / "image", "r+b") as file:
             file.seek(20 * MIB)
             file.write(b"somebody else's")
@@ -516,16 +519,20 @@ def test_what_an_image_had_is_noted_when_it_goes_out(
     described: list[int] = []
     describe = blocks.describe
 
-    def describing(fd: int, waiting: Callable[[], None], block: int) -> dict[str, object]:
+    def describing(fd: int, waiting: Callable[[], None], block: int, kind: str) -> dict[str, object]:
         described.append(fd)
-        return describe(fd, waiting, block)
+        return describe(fd, waiting, block, kind)
 
     monkeypatch.setattr(blocks, "describe", describing)
+    call = RemoteSession.call
+    if but.startswith("the host"):
+        slow = {"sha256": "blake2b", "blake2b": "sha256"}[blocks.strong()]
+        monkeypatch.setattr(RemoteSession, "call", lambda *to, **of: [slow] if to[1] == "kinds" else call(*to, **of))
     flow = Flow(monkeypatch, RemoteSession)
     transfer.bring_back(disk, image, RAW)
     assert (tmp_path / "image").read_bytes() == content and parts(tmp_path) == []
     # the blocks around the zeros are not noted: they are not read whole
-    assert bool(described) == is_changed and flow.data < 6 * MIB
+    assert bool(described) == bool(but) and flow.data < 6 * MIB
 
 
 @pytest.mark.parametrize("what", ["a VM directory", "a persistent disk"])
@@ -789,21 +796,56 @@ def test_a_file_system_is_asked_once_for_what_is_allocated(tmp_path: Path, monke
         assert list(extents.within(0, 4096)) == list(stream.Extents(file.fileno()).within(0, 4096))
 
 
-def described(path: Path) -> dict[str, object]:
+def described(path: Path, kind: str = "sha256") -> dict[str, object]:
     with open(path, "rb") as file:
-        return blocks.describe(file.fileno(), lambda: None)
+        return blocks.describe(file.fileno(), lambda: None, blocks.block_of(path.stat().st_size), kind)
 
 
+KEYED = "gmac:" + "0123456789abcdef" * 2
+
+
+def test_the_fastest_digest_that_both_sides_can_make_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sorted(blocks.kinds())[0] == "blake2b" and blocks.kinds()[-1] != blocks.strong()
+    assert blocks.chosen(["sha256", "blake2b"]) == blocks.strong()
+    assert blocks.chosen(["blake2b"]) == "blake2b"
+    monkeypatch.setattr(blocks, "_cpu", lambda: ["sha_ni", "aes", "pclmulqdq"])
+    assert blocks.kinds() == ["gmac", "sha256", "blake2b"]
+    first, second = (blocks.chosen(["blake2b", "gmac"]) for _ in range(2))
+    assert first != second and len(first) == len(second) == len(KEYED)
+    monkeypatch.setattr(gmac, "_found", None)
+    monkeypatch.setitem(cast("dict[str, object]", sys.modules), "_hashlib", None)  # a Python without OpenSSL
+    assert blocks.kinds() == ["sha256", "blake2b"]
+    monkeypatch.setattr(blocks, "_cpu", list)
+    assert blocks.kinds() == ["blake2b", "sha256"]
+
+
+@pytest.mark.parametrize("length", [0, 1, 16, 65536, MIB + 5])
+def test_gmac_is_what_others_make(length: int) -> None:
+    key, data = os.urandom(16), bytearray(os.urandom(length))
+    made = gmac.Gmac(key)
+    made.update(memoryview(data)[: length // 3])
+    made.update(memoryview(data)[length // 3 :])
+    assert made.digest() == AESGCM(key).encrypt(bytes(12), b"", bytes(data))
+
+
+def test_a_gmac_that_is_not_right_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gmac, "_IV", b"another nonce"[:12])
+    assert not gmac.works()
+
+
+@pytest.mark.parametrize("kind", ["sha256", "blake2b", KEYED])
 @pytest.mark.parametrize("python", ["3.6", "3.7"])
 @pytest.mark.parametrize("block", [64 << 10, 1 * MIB, 4 * MIB])
-def test_blocks_that_are_not_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, python: str) -> None:
+def test_blocks_that_are_not_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, python: str, kind: str
+) -> None:
     monkeypatch.setattr(blocks, "_BLOCK", block)
     if python == "3.6":
         monkeypatch.setattr(blocks, "_preadv", None)
     size = 18 * MIB + 77
     written(tmp_path / "old", size)
     shutil.copy(tmp_path / "old", tmp_path / "new")
-    old = described(tmp_path / "old")
+    old = described(tmp_path / "old", kind)
     assert spans(tmp_path / "new", old) == [span for span in spans(tmp_path / "new", old) if span[2]]
     offsets = [5 * MIB + 1, 5 * MIB + block, 11 * MIB, size - 1]
     data = bytearray((tmp_path / "old").read_bytes())
@@ -863,11 +905,10 @@ def test_any_file_is_made_of_any_other(tmp_path: Path, monkeypatch: pytest.Monke
         if "left" in having:
             subprocess.run(["cp", tmp_path / "left", tmp_path / ".made.streamxyz.part"], check=True)  # with its holes
             os.truncate(tmp_path / ".made.streamxyz.part", chance.randrange((tmp_path / "left").stat().st_size + 1))
-            known = session.call("known", path=str(tmp_path / "made"), source="xyz")
-            assert known["how"] == "part"
-            files = known["files"]
-        if "old" in having:
-            files = session.call("compare", files={"": str(tmp_path / "old")}, noted={})
+            assert session.call("known", path=str(tmp_path / "made"), source="xyz")["how"] == "part"
+        older = {"": str(tmp_path / "old")} if "old" in having else {}
+        kinds = chance.choice([["sha256", "blake2b"], ["blake2b"], given.call("kinds")])
+        files = session.call("compare", files=older, noted={}, kinds=kinds)
         frames = given.send(str(source), terms={"known": files})
         session.receive(frames, path=str(tmp_path / "made"), source="xyz")
     assert (tmp_path / "made").read_bytes() == source.read_bytes()
@@ -881,7 +922,9 @@ def test_notes_say_what_the_file_has(tmp_path: Path, size: int) -> None:
     with open(tmp_path / "image", "rb") as file:
         noted = blocks.noted(file.fileno(), str(tmp_path / "notes"))
     assert noted
-    true, found = (base64.b64decode(str(kept["digests"])) for kept in (described(tmp_path / "image"), noted))
+    own = described(tmp_path / "image", str(noted["kind"]))
+    true, found = (base64.b64decode(str(kept["digests"])) for kept in (own, noted))
+    assert (tmp_path / "notes").stat().st_mode & 0o777 == 0o600  # it may have a key
     pairs = [(true[at : at + 16], found[at : at + 16]) for at in range(0, len(true), 16)]
     assert all(mine == theirs or theirs == b"\xff" * 16 for mine, theirs in pairs) and len(true) == len(found)
     assert sum(theirs == b"\xff" * 16 for _, theirs in pairs) <= 2

@@ -72,12 +72,12 @@ class Link:
 class Cloud:
     """The front-end, host01 and host02 with a tmpfs each; a context manager.
 
-    STOCK: the remotes tree of other drivers.  REFLINK: instead of that, one xfs that all of them share.
+    STOCK: the remotes tree of other drivers.  REFLINK: instead of that, one xfs on a disk, that all of them share.
     """
 
     def __init__(self, stock: str = "", reflink: bool = False) -> None:
         self.stock = stock
-        self.work = tempfile.mkdtemp(prefix="mb", dir=MEMORY)
+        self.work = tempfile.mkdtemp(prefix="mb", dir=None if reflink else MEMORY)
         self.datastores = f"{self.work}/datastores"
         self.images, self.vm = f"{self.datastores}/1", f"{self.datastores}/0/{VM}"
         self.state = f"{self.work}/hosts"

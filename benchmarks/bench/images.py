@@ -51,6 +51,25 @@ def change(path: str, share: float, block: int) -> None:
             file.write(os.urandom(block))
 
 
+def load(path: str) -> None:
+    """Read all of PATH, so that it is in memory."""
+    with open(path, "rb") as file:
+        while file.read(MIB):
+            pass
+
+
+def touch(directory: str, size: int) -> None:
+    """Take SIZE bytes of memory, by a file in DIRECTORY, and give them back.
+
+    What is free in a virtual machine may have gone back to its host, and who takes it next would pay for that.
+    """
+    path = f"{directory}/.touched"
+    with open(path, "wb") as file:
+        for _ in range(size // MIB):
+            file.write(bytes(MIB))
+    os.unlink(path)
+
+
 def allocated(path: str) -> int:
     """Bytes that a file takes."""
     return os.stat(path).st_blocks * 512

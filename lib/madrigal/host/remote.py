@@ -29,6 +29,7 @@ HOST_PART = (
     "onhost.lock",
     "onhost.part",
     "onhost.blocks",
+    "onhost.gmac",
     "onhost.pace",
     "onhost.squeeze",
     "onhost.pipe",

@@ -85,9 +85,9 @@ class Passing(Holding):
     def known(self, path: str, source: str, old: "Optional[Dict[str, List[str]]]" = None) -> "Dict[str, Any]":
         """What receive() could make PATH of besides what it is sent.  The caller holds PATH.
 
-        {"files": blocks.describe() of what an interrupted run has left of the same SOURCE, by path, "how": part, stale
-        (there is a part of something else) or nothing, "old": blocks.sample() of the first file that is there of each
-        list in OLD: by path within the stream, where an older copy of it may be}
+        {"how": part (an interrupted run has left one of the same SOURCE), stale (one of something else) or nothing,
+        "old": blocks.sample() of the first file that is there of each list in OLD: by path within the stream, where an
+        older copy of it may be}
         """
         from madrigal.onhost import blocks
 
@@ -107,9 +107,13 @@ class Passing(Holding):
         firsts = {within: next(filter(os.path.isfile, paths), "") for within, paths in (old or {}).items()}
         # what a process has locked changes while it is compared
         sampled = {within: blocks.sample(file) for within, file in firsts.items() if file and not locked_in(file)}
-        if self._begun:
-            return {"files": blocks.describe_all(self._begun.path, self._waiting), "how": "part", "old": sampled}
-        return {"files": {}, "how": "stale" if is_stale else "", "old": sampled}
+        return {"how": "part" if self._begun else "stale" if is_stale else "", "old": sampled}
+
+    def kinds(self) -> "List[str]":
+        """blocks.kinds() of this machine."""
+        from madrigal.onhost import blocks
+
+        return blocks.kinds()
 
     def sample(self, files: "Dict[str, List[Any]]") -> "Dict[str, Any]":
         """blocks.sample() of those of FILES, [path, size] by name, that are regular files."""
@@ -117,23 +121,28 @@ class Passing(Holding):
 
         return {name: blocks.sample(*about) for name, about in files.items() if os.path.isfile(about[0])}
 
-    def compare(self, files: "Dict[str, str]", noted: "Dict[str, str]") -> "Dict[str, Any]":
+    def compare(self, files: "Dict[str, str]", noted: "Dict[str, str]", kinds: "List[str]") -> "Dict[str, Any]":
         """Let receive() make what it gets next of FILES too, paths of older copies by path within the stream.
 
         Returns blocks.describe() of each, and of what an interrupted run has left: of a file that both have, of what is
-        in the one where the other has nothing.  NOTED: where blocks.Notes may have kept the digests of a path.
+        in the one where the other has nothing.  NOTED: where blocks.Notes may have kept the digests of a path.  KINDS:
+        of digests that the other side can make.
         """
         from madrigal.onhost import blocks
 
-        block, found, self._brought = blocks.block_of(sum(map(os.path.getsize, files.values()))), {}, {}
-        if self._begun:
-            found = blocks.describe_all(self._begun.path, self._waiting, block)
         self._basis = {within: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for within, path in files.items()}
         self._compared = {fd: blocks.identity(fd) for fd in self._basis.values()}
+        kept = {within: blocks.noted(fd, noted.get(files[within], "")) for within, fd in self._basis.items()}
+        first = next((about for about in kept.values() if about and about["kind"].partition(":")[0] in kinds), None)
+        kind = first["kind"] if first else blocks.chosen(kinds)
+        block = first["block"] if first else blocks.block_of(sum(map(os.path.getsize, files.values())))
+        found, self._brought = {}, {}
+        if self._begun:
+            found = blocks.describe_all(self._begun.path, self._waiting, block if files else 0, kind)
         for within, fd in self._basis.items():
-            described = blocks.noted(fd, noted.get(files[within], ""))
-            if described is None or (found and described["block"] != block):
-                described = blocks.describe(fd, self._waiting, block)
+            described = kept[within]
+            if described is None or [described["kind"], described["block"]] != [kind, block]:
+                described = blocks.describe(fd, self._waiting, block, kind)
             if within in found:
                 self._brought[within] = blocks.Known(found[within])
                 described = self._brought[within].filled_with(described)

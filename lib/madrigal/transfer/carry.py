@@ -105,16 +105,16 @@ def stream(
     if known["how"]:
         log(_HOW[known["how"]].format(receive["path"]))
     older = known["old"] and _worth_comparing(origin, send["path"], weight, known["old"])
+    if older or known["how"] == "part":
+        noted, kinds = (old or {}).get("noted", {}), origin.call("kinds")
+        terms["known"] = target.call("compare", files=older, noted=noted, kinds=kinds)
     if older:
-        known["files"] = target.call("compare", files=older, noted=(old or {}).get("noted", {}))
         log(_HOW["old"].format(" and ".join(sorted(set(older.values())))))
-    if known["files"]:
-        terms["known"] = known["files"]
     receive = dict(receive, source=weight["source"])
     # here, because little data are not worth it
     from madrigal.transfer import plan, progress
 
-    with progress.of(receive["path"], 0 if known["files"] else weight["allocated"]) as shown:
+    with progress.of(receive["path"], 0 if "known" in terms else weight["allocated"]) as shown:
         workers = {
             plan.STREAM: lambda: _bring(origin, target, dict(send, terms=terms), receive, shown),
             plan.SEVERAL: lambda: _Lanes(origin, target, send, receive, terms, shown).run(),
