@@ -39,6 +39,11 @@ def lock() -> float:
     return _seconds("MADRIGAL_LOCK_TIMEOUT", 120)
 
 
+def silence() -> float:
+    """Seconds after which a host that hears nothing from here takes this process, or the way to it, for gone."""
+    return _seconds("MADRIGAL_SILENCE_TIMEOUT", 60)
+
+
 def connect() -> float:
     """Seconds to reach a host."""
     return _seconds("MADRIGAL_CONNECT_TIMEOUT", 20)

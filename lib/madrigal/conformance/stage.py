@@ -35,7 +35,7 @@ DATASTORES = {"system": (0, 100), "image": (1, 101)}
 """Ids: with each machine's own storage, and shared."""
 VM_ID, OTHER_VM, IMAGE_ID = 17, 18, 42
 REGTIME = 1335000000
-TIMEOUTS = {"CONNECT": 5, "CONTROL": 20, "STALL": 20, "LOCK": 60}
+TIMEOUTS = {"CONNECT": 5, "CONTROL": 20, "STALL": 20, "SILENCE": 20, "LOCK": 60}
 SOON = {f"MADRIGAL_{name}_TIMEOUT": "4" for name in ("CONNECT", "CONTROL", "STALL")}
 """For an action whose deadlines are waited for."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import select
 import time
@@ -31,6 +32,11 @@ class Channel:
         self.host = host
         self._stdin, self._stdout = stdin, stdout
         self._buffer = bytearray()
+        self._turn, self._is_midway = _thread.allocate_lock(), False
+        """Who writes, and whether what is to be in one piece has been written in part."""
+        self._over = _thread.allocate_lock()
+        """Can be had when stdin is closed."""
+        self._over.acquire()
         os.set_blocking(stdin, False)
         for fd in (stdin, stdout):
             pipe.widen(fd)
@@ -97,18 +103,44 @@ class Channel:
         return data
 
     def write(self, timeout: float, *data: bytes | memoryview) -> None:
-        """Write all of DATA; raises BrokenPipeError if nobody reads it, DeadlineExceeded after a pause of TIMEOUT."""
+        """Write all of DATA; raises BrokenPipeError if nobody reads it, DeadlineExceeded after a pause of TIMEOUT.
+
+        It is no pause when the command says something meanwhile, as a worker does that waits for a lock.
+        """
         left = [memoryview(part) for part in data]
-        while left:
-            try:
-                left = pipe.put(self._stdin, left)
-            except BlockingIOError:
-                self._wait_for(self._stdin, select.POLLOUT, timeout)
+        with self._turn:
+            self._is_midway = True
+            while left:
+                try:
+                    left = pipe.put(self._stdin, left)
+                except BlockingIOError:
+                    self._wait_for_room(timeout)
+            self._is_midway = False
+
+    def beat(self, pause: float) -> None:
+        """Write an empty line every so many seconds, between what write() is given, until stdin is closed.
+
+        In a thread: whatever we wait for meanwhile, be it a disk that does not answer, we are still there.
+        """
+        _thread.start_new_thread(self._beat, (pause,))
+
+    def _beat(self, pause: float) -> None:
+        while not self._over.acquire(timeout=pause):
+            if self._turn.acquire(blocking=False):  # else something is being written, which is as good
+                try:
+                    if self._stdin >= 0 and not self._is_midway:
+                        os.write(self._stdin, b"\n")
+                except OSError:
+                    pass  # there is no room, or nobody reads it, which whoever waits for an answer finds out
+                finally:
+                    self._turn.release()
 
     def close_stdin(self) -> None:
-        if self._stdin >= 0:
-            os.close(self._stdin)
-            self._stdin = -1
+        with self._turn:
+            if self._stdin >= 0:
+                os.close(self._stdin)
+                self._stdin = -1
+                self._over.release()
 
     def communicate(self, data: bytes, timeout: float) -> bytes:
         """Write DATA, close, and return the whole output, all within TIMEOUT seconds."""
@@ -135,11 +167,26 @@ class Channel:
                     return bytes(output)
                 output += block
 
+    def _wait_for_room(self, timeout: float) -> None:
+        poll = select.poll()
+        poll.register(self._stdin, select.POLLOUT)
+        poll.register(self._stdout, select.POLLIN)
+        events = dict(poll.poll(timeout * 1000))
+        if not events:
+            raise self._silence(timeout)
+        if self._stdout in events and len(self._buffer) <= _LINE and (data := os.read(self._stdout, _BLOCK)):
+            self._buffer += data
+        elif self._stdin not in events:
+            self._wait_for(self._stdin, select.POLLOUT, timeout)
+
     def _wait_for(self, fd: int, event: int, timeout: float) -> None:
         poll = select.poll()
         poll.register(fd, event)
         if not poll.poll(timeout * 1000):
-            raise DeadlineExceeded(f"{self.host} was silent for {timeout:g} s")
+            raise self._silence(timeout)
+
+    def _silence(self, timeout: float) -> DeadlineExceeded:
+        return DeadlineExceeded(f"{self.host} was silent for {timeout:g} s")
 
     # -- the end ---------------------------------------------------------------------------------------------
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def timeouts() -> dict[str, float]:
-    """Seconds, as onhost/session.py wants them."""
-    return {"lock": deadline.lock(), "work": deadline.stall()}
+    """Seconds, as onhost/session.py and onhost/worker.py want them."""
+    return {"lock": deadline.lock(), "work": deadline.stall(), "silence": deadline.silence()}
 
 
 class LocalSession:

@@ -58,6 +58,9 @@ HOST_PART = (
 
 MARKER = "madrigal worker, ready"
 
+_BEATS = 5
+"""How often a worker hears something, at least, in the time after which it would take us for gone."""
+
 # Read the program and its modules, of which the first line is the length of all, and leave the rest of stdin to it.
 _BOOT = (
     "import sys;i=sys.stdin.buffer;"
@@ -170,6 +173,7 @@ class RemoteSession:
         except BaseException:
             channel.close()
             raise
+        channel.beat(deadline.silence() / _BEATS)
         return channel
 
     def _ready(self) -> Channel:

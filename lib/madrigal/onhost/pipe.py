@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 SIZE = 1 << 20
 """Bytes that wait in a pipe at most."""
 
-_SETPIPE_SZ = 1031
+_SETPIPE_SZ, _GETPIPE_SZ = 1031, 1032
 _MUCH, _BREATH = SIZE // 4, 0.0005  # bytes, seconds
 
 
@@ -21,6 +21,14 @@ def widen(fd: int) -> None:
         fcntl.fcntl(fd, _SETPIPE_SZ, SIZE)
     except OSError:
         pass  # no pipe, or the user's share of pipe memory is used up: smaller pieces then
+
+
+def room(fd: int) -> int:
+    """How many bytes FD holds, at least, when nobody reads them."""
+    try:
+        return fcntl.fcntl(fd, _GETPIPE_SZ)
+    except OSError:
+        return 64 << 10  # a socket
 
 
 def put(fd: int, views: "List[memoryview]") -> "List[memoryview]":

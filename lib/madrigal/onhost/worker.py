@@ -4,15 +4,20 @@
 
 The frames of `receive` follow its request, those of `send` come before its answer, if they do not go between two
 hosts (onhost/direct.py).  Before an answer that takes long comes {"busy": true} now and then, with the `bytes` that a
-host has sent to another.  After an error, or when stdin ends before `done`, everything is
-taken back and the process ends.
+host has sent to another.  Between requests and between frames come empty lines: they say that the front-end lives.
+After an error, or when stdin ends before `done` or brings nothing for long, everything is taken back and the process
+ends.
 """
 
+import fcntl
+import io
 import json
 import os
 import select
 import signal
+import struct
 import sys
+import termios
 import time
 
 from madrigal.errors import Deleted, HostUnreachable, MadrigalError, explain
@@ -29,9 +34,55 @@ if TYPE_CHECKING:
 HEARTBEAT = 5.0  # seconds
 _said = 0.0
 
+_LOOKS = 6
+"""How often it is looked, at least, whether there is something to hear in the time after which there is nobody."""
+
 
 class _Told(BaseException):
     """A signal: a delete wants what we hold."""
+
+
+class _Silence(HostUnreachable):
+    """There is no front-end any more, or no way to it, and nobody can be told."""
+
+
+class _Hearing(io.RawIOBase):
+    """What the front-end says after BEGUN, which has been read already; it says something all SECONDS at least."""
+
+    def __init__(self, begun: bytes, seconds: float) -> None:
+        self._begun, self._seconds = begun, seconds
+        self.pause = seconds / _LOOKS
+        self._quiet, self._looked, self._seen = 0.0, time.monotonic(), 0
+        self._poll = select.poll()
+        self._poll.register(0, select.POLLIN)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, view: "Any") -> int:
+        count = min(len(view), len(self._begun))
+        if count:
+            view[:count], self._begun = self._begun[:count], self._begun[count:]
+            return count
+        while not self._poll.poll(self.pause * 1000):
+            self.look()
+        self._quiet, self._seen = 0.0, 0
+        return os.readv(0, [view])
+
+    def look(self) -> None:
+        """Raise _Silence if it has said nothing for so long; to be called now and then by what does not read."""
+        now, count = time.monotonic(), struct.unpack("i", fcntl.ioctl(0, termios.FIONREAD, bytes(4)))[0]
+        if count > self._seen or count >= pipe.room(0) // 2:  # nothing may come because there is no room for it
+            self._quiet = 0.0
+        else:
+            # If it was us who did not run, or our sshd, for however long: what was said meanwhile has yet to come.
+            self._quiet += min(now - self._looked, self.pause)
+        self._looked, self._seen = now, count
+        if self._quiet >= self._seconds:
+            raise _Silence("the front-end was not heard there for {:g} s".format(self._seconds))
+
+
+_hearing: "_Hearing"
 
 
 def main(marker: str, timeouts: "Dict[str, float]", umask: int) -> None:
@@ -40,15 +91,25 @@ def main(marker: str, timeouts: "Dict[str, float]", umask: int) -> None:
     signal.signal(signal.SIGTERM, _tell)
     signal.signal(signal.SIGHUP, _tell)
     os.write(1, marker.encode() + b"\n")
-    inp = sys.stdin.buffer
+    global _hearing
+    os.set_blocking(0, False)
+    begun = sys.stdin.buffer.peek()  # type: ignore[union-attr]
+    os.set_blocking(0, True)
+    os.set_blocking(1, False)
+    _hearing = _Hearing(begun, timeouts["silence"])
+    inp = io.BufferedReader(_hearing)
     session = Session(timeouts, _waiting)
     try:
-        while _serve(session, inp):
-            pass
-    except _Told:
-        _fail(session)
-        _answer({"error": [Deleted.__name__, "the action was ended because its object is being deleted", []]})
-    except BrokenPipeError:
+        try:
+            while _serve(session, inp):
+                pass
+        except _Told:
+            _fail(session)
+            _answer({"error": [Deleted.__name__, "the action was ended because its object is being deleted", []]})
+        except _Silence as silence:
+            _fail(session, silence)
+            os.write(2, str(silence).encode() + b"\n")  # to who is there after all, and has stood still
+    except (BrokenPipeError, _Silence):
         pass
     finally:
         _fail(session, HostUnreachable("the front-end is gone"))  # nothing to take back after `done`
@@ -58,8 +119,8 @@ def main(marker: str, timeouts: "Dict[str, float]", umask: int) -> None:
 def _serve(session: Session, inp: "BinaryIO") -> bool:
     """Answer one request; returns whether there may be another."""
     line = inp.readline()
-    if not line:
-        return False
+    if line in (b"", b"\n"):
+        return bool(line)
     method, arguments = json.loads(line.decode())
     try:
         directly = arguments.pop("directly", False)  # from or to another host
@@ -67,7 +128,7 @@ def _serve(session: Session, inp: "BinaryIO") -> bool:
             if directly:
                 inp = session.direct("arriving")
             else:
-                pipe.widen(inp.fileno())
+                pipe.widen(0)
             arguments["frames"] = _frames(inp)
         result = getattr(session, method)(**arguments)
         if method == "send" and not directly:
@@ -79,6 +140,8 @@ def _serve(session: Session, inp: "BinaryIO") -> bool:
             inp.close()
     except OSError as error:
         return _refuse(session, explain(error))
+    except _Silence:
+        raise
     except MadrigalError as error:
         return _refuse(session, error)
     _answer({"ok": result})
@@ -99,16 +162,23 @@ def _answer(answer: "Dict[str, Any]") -> None:
     _write(json.dumps(answer).encode() + b"\n")
 
 
-def _write(data: "Union[bytes, memoryview]") -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(1, view) :]
+def _write(*data: "Union[bytes, memoryview]") -> None:
+    left = [memoryview(part) for part in data]
+    while left:
+        try:
+            left = pipe.put(1, left)
+        except BlockingIOError:
+            if not select.select([], [1], [], _hearing.pause)[1]:
+                _hearing.look()
 
 
 def _frames(inp: "BinaryIO") -> "Iterator[Frame]":
     header, payload = memoryview(bytearray(stream.HEADER.size)), memoryview(bytearray(stream.CHUNK))
     while True:
-        _read(inp, header)
+        _read(inp, header[:1])
+        if header[0] == ord("\n"):
+            continue
+        _read(inp, header[1:])
         kind, offset, length = stream.parse(header)
         if kind == b"X":
             return
@@ -125,15 +195,16 @@ def _read(inp: "BinaryIO", view: memoryview) -> None:
 
 
 def _write_frames(frames: "Iterator[Frame]") -> None:
+    pipe.widen(1)
     try:
         for kind, offset, payload in frames:
-            left = [memoryview(stream.header(kind, offset, len(payload))), memoryview(payload)]
-            while left:
-                left = pipe.put(1, left)
+            _write(stream.header(kind, offset, len(payload)), payload)
+    except _Silence:
+        raise
     except (OSError, MadrigalError) as error:
         known = explain(error) if isinstance(error, OSError) else error
         payload = json.dumps([type(known).__name__, str(known)]).encode()
-        _write(stream.header(b"E", 0, len(payload)) + payload)
+        _write(stream.header(b"E", 0, len(payload)), payload)
         raise
     _write(stream.header(b"X", 0, 0))
 
@@ -141,6 +212,7 @@ def _write_frames(frames: "Iterator[Frame]") -> None:
 def _waiting(**more: int) -> None:
     """Called while something takes time: stop if nobody waits for it any more, else say that we live, and MORE."""
     global _said
+    _hearing.look()
     poll = select.poll()
     poll.register(0, getattr(select, "POLLRDHUP", 0x2000))
     if poll.poll(0):

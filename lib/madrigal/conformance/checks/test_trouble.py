@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -142,7 +143,7 @@ def _elsewhere(stage: Stage, word: str, down: str) -> str:
 @each(lambda scene: scene.kind == "tm" and scene.name in ("clone raw", "mv raw of the directory"))
 def test_network_fails(case: Case) -> None:
     """From some byte on nothing passes, and nobody is told: it fails in time, and can be run again when the network is
-    back, or the host has seen that it is gone."""
+    back, or over new connections while the host has the old ones, of which nobody has told it that they are lost."""
     if not case.kit.machines.is_own:
         pytest.skip("networks fail on the way to hosts of the check's own alone")
     with Proxies(case.kit.machines) as proxies:
@@ -150,17 +151,18 @@ def test_network_fails(case: Case) -> None:
         proxies.tell("count")
         works(case, stage.run(play.call), play)
         proxy, passed = proxies.busiest()
-        for how, part in (("lose", 0.5), ("hang", 0.1)):
+        # until all is done again nobody on the host hears of it that connections are lost
+        for how, part, then, finally_ in (("lose", 0.5, "lose-after 0", "cut"), ("hang", 0.1, "go-on", "count")):
             stage, play = case.ready(big=scene_of(case).streams)
             before = case.kit.look()
             proxy.tell(f"{how}-after {int(passed * part)}")
             run = stage.run(dataclasses.replace(play.call, env=SOON), limit=2 * NOTICE)
-            proxy.tell("go-on" if how == "hang" else "cut")
+            proxy.tell(then)
             when = f"{int(passed * part)} of {passed} bytes to and from {proxy.name} had passed"
             case.log.append(f"{how} when {when}: status {run.status} after {run.seconds:.1f} s")
             if run.hung:
                 raise Wrong(f"it does not notice within {2 * NOTICE:.0f} s that nothing comes from {proxy.name}")
-            _goes_on(case, stage, play, before, run)
+            _goes_on(case, stage, play, before, run, functools.partial(proxy.tell, finally_))
 
 
 @each(lambda scene: scene.name in ("clone raw", "mvds raw", "delete of the directory", "mv raw of the directory"))
@@ -191,8 +193,10 @@ def test_host_hangs(case: Case) -> None:
         _goes_on(case, stage, play, before, run)
 
 
-def _goes_on(case: Case, stage: Stage, play: Play, before: World, run: Run) -> None:
-    """That nothing is broken when all answer again."""
+def _goes_on(
+    case: Case, stage: Stage, play: Play, before: World, run: Run, end: Callable[[], object] = lambda: None
+) -> None:
+    """That nothing is broken when all answer again, neither before nor after the END of what is left of the trouble."""
     world.still_running(case.kit.machines, case.kit.baseline)
     play.safe()
     if run.status == 0:
@@ -200,4 +204,5 @@ def _goes_on(case: Case, stage: Stage, play: Play, before: World, run: Run) -> N
     again = stage.run(play.call)
     case.log.append(f"again: status {again.status} after {again.seconds:.1f} s")
     works(case, again, play)
+    end()
     clean(case, play, before, again)
