@@ -264,6 +264,7 @@ class Disk:
 
     def check(self, number: "Optional[int]") -> None:
         """Raise BadImage if what FILE number lies on, down to the first, is not all there and in the datastores."""
+        number = None if number is None else self.chain.twins.get(number, number)
         if number is None:
             self._check_below(self.home)
             return
