@@ -552,6 +552,28 @@ def test_many_sessions_at_once(hosts: Hosts, cold: dict[str, str]) -> None:
         assert sorted(pool.map(use, range(25))) == sorted(b"%d\n" % number for number in range(25))
 
 
+def test_a_channel_of_a_connection_that_is_gone_is_closed_in_silence(
+    near: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread says goodbye for paramiko; if that fails, Python would write a traceback to stderr."""
+
+    def gone(_: object) -> None:
+        raise EOFError
+
+    channel = near.start("sleep 60")
+    if os.environ["MADRIGAL_TRANSPORT"] == "paramiko":
+        transport = channel._session.get_transport()  # type: ignore[attr-defined]
+        monkeypatch.setattr(transport.packetizer, "send_message", gone)
+    before = set(threading.enumerate())
+    channel.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    if os.environ["MADRIGAL_TRANSPORT"] == "paramiko":
+        from madrigal.host import paramiko_client
+
+        paramiko_client.disconnect()
+
+
 def test_many_processes_at_once(hosts: Hosts, cold: dict[str, str], datastore: str) -> None:
     """Processes have no connection in common but what the transport keeps: MaxStartups 10:30:100, from none on."""
 

@@ -10,6 +10,7 @@ keys are always checked and never learned.  Works with paramiko 2.12 (Debian 12)
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -120,7 +121,11 @@ class ParamikoChannel(Channel):
             self._own.close()
         else:
             # elsewhere: it writes to the host, which may not read any more
-            threading.Thread(target=self._session.close, daemon=True).start()
+            threading.Thread(target=self._close_session, daemon=True).start()
+
+    def _close_session(self) -> None:
+        with contextlib.suppress(EOFError, OSError, paramiko.SSHException):  # of a connection that is gone
+            self._session.close()
 
     def stderr(self) -> bytes:
         return bytes(self._errors)

@@ -74,7 +74,9 @@ class Place:
         return number
 
     def weight(self) -> "Dict[str, Any]":
-        """The bytes `allocated` with its snapshots, and `source` as in stream.measure(); raises NotFound."""
+        """The bytes `allocated` with its snapshots, and `source` as in stream.measure(); raises NotFound, BadImage."""
+        if os.path.islink(self.path) and os.path.isdir(self.top):  # which may be all that a machine has
+            raise BadImage("{} leads to {}, a directory, which is no disk".format(self.path, self.top))
         paths = sorted({self.top, *map(self.real, self.files)})
         allocated = sum(int(stream.measure(path)["allocated"]) for path in paths)
         return {"allocated": allocated, "source": stream.identity(paths)}
