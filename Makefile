@@ -4,7 +4,7 @@
 #                 kills at every change, thousands of random trees of snapshots, more of running guests, faults and
 #                 memory under large disks
 # make check      the conformance kit on our drivers, quickly; `make test-long` has it too
-# make check-full all that the kit has: 2,000 kills, 10,000 broken dumps, networks, disks and programs that fail; some 40 minutes
+# make check-full all that the kit has: 2,000 kills, 10,000 broken dumps, networks, disks and programs that fail; half an hour
 # make thorough   what takes hours: faults at all points of all ways under large disks, and our drivers broken in every way,
 #                 which the conformance kit must notice (make test-long has one way for each action)
 # make lint       linters and types alone

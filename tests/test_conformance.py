@@ -8,16 +8,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import TREE, need_hosts
 
 from madrigal import drivers, errors
-from madrigal.conformance import broken, scan
+from madrigal.conformance import broken, scan, watch
 from madrigal.conformance.report import Report, Result
 from madrigal.conformance.subject import of
-from madrigal.conformance.watch import forms
 from madrigal.conformance.world import World, unexpected
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the conformance kit's machines need root so far")
@@ -164,8 +164,31 @@ def test_a_secret_is_known_within_base64(before: str) -> None:
     import base64
 
     packed = base64.b64encode(f"{before}my-secret-word and more".encode()).decode()
-    assert any(form in packed for form in forms("my-secret-word"))
-    assert not any(form in base64.b64encode(b"my-other-word and more").decode() for form in forms("my-secret-word"))
+    assert any(form in packed for form in watch.forms("my-secret-word"))
+    assert not any(
+        form in base64.b64encode(b"my-other-word and more").decode() for form in watch.forms("my-secret-word")
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "is_told"),
+    [
+        (["python3", "/r/mkfs", "a secret-1 dump", "42"], False),
+        (["nice", "-n", "19", "/r/mkfs", "a secret-1"], False),  # read while it was becoming another program
+        (["nice", "-n", "19", "/r/mkfs", "secret-1"], True),
+        (["sh", "-c", "a secret-1 dump"], True),
+        (["sh", "a secret-1 dump", "42"], True),
+    ],
+)
+def test_a_secret_may_only_be_where_the_front_end_has_put_it(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], is_told: bool
+) -> None:
+    here = SimpleNamespace(space=os.readlink("/proc/self/ns/pid"))
+    machines = SimpleNamespace(machines={"fe": here}, is_own=True)
+    monkeypatch.setattr(watch, "command_line", lambda pid: words)
+    watching = watch.Watch(machines, ["secret-1"], ["/r/mkfs", "a secret-1 dump", "42"])  # type: ignore[arg-type]
+    watching._examine(str(os.getpid()))
+    assert bool(watching.found) == is_told
 
 
 def test_broken_dumps_are_the_same_each_time() -> None:

@@ -72,7 +72,9 @@ class Watch:
                 return
         except OSError:
             return
-        if words[-len(self._action) :] == self._action:
+        own = words[words.index(self._action[0]) :] if self._action[0] in words else words
+        # of a process that is just becoming the action perhaps not all was read
+        if "\0".join(self._action).startswith("\0".join(own)):
             return
         line = " ".join(words)
         if (short := f"{line[:160]}{'...' if len(line) > 160 else ''}") not in self.found:
