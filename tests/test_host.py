@@ -377,11 +377,9 @@ def test_key_in_the_agent(hosts: Hosts, env: dict[str, str], tmp_path: Path, mon
     socket_path = f"{hosts.work}/agent"
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", socket_path], stdout=subprocess.DEVNULL)
     try:
-        assert eventually(lambda: os.path.exists(socket_path))
         key = f"{hosts.work}/hosts/key"
-        subprocess.run(
-            ["ssh-add", "-q", key], check=True, capture_output=True, env={**os.environ, "SSH_AUTH_SOCK": socket_path}
-        )
+        argv, told = ["ssh-add", "-q", key], {**os.environ, "SSH_AUTH_SOCK": socket_path}
+        assert eventually(lambda: subprocess.run(argv, capture_output=True, env=told).returncode == 0)
         for lines in ("IdentityAgent " + socket_path, ""):
             text = Path(hosts.ssh_config).read_text().replace(f"IdentityFile {key}", f"IdentityFile {key}.pub")
             (tmp_path / "config").write_text(f"Host *\n  {lines}\n{text}")
@@ -552,6 +550,7 @@ def test_many_sessions_at_once(hosts: Hosts, cold: dict[str, str]) -> None:
         assert sorted(pool.map(use, range(25))) == sorted(b"%d\n" % number for number in range(25))
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_channel_of_a_connection_that_is_gone_is_closed_in_silence(
     near: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
