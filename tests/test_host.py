@@ -61,6 +61,14 @@ def config_with(tmp_path: Path, hosts: Hosts, lines: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("MADRIGAL_SSH_CONFIG", str(file))
 
 
+def forget() -> None:
+    """Let this process have no connection that it has kept."""
+    if os.environ["MADRIGAL_TRANSPORT"] == "paramiko":
+        from madrigal.host import paramiko_client
+
+        paramiko_client.disconnect()
+
+
 def delete(target: str, env: dict[str, str]) -> Done:
     """An action that needs a host and finds nothing to do there."""
     return run_action("tm/ssh/delete", target, target.rpartition("/")[2], "100", env=env)
@@ -542,10 +550,7 @@ def test_many_sessions_at_once(hosts: Hosts, cold: dict[str, str]) -> None:
             assert session.call("exists", path="/")
         return Host("host01").run(["echo", str(number)], 60).stdout
 
-    if os.environ["MADRIGAL_TRANSPORT"] == "paramiko":
-        from madrigal.host import paramiko_client
-
-        paramiko_client.disconnect()
+    forget()
     with concurrent.futures.ThreadPoolExecutor(25) as pool:
         assert sorted(pool.map(use, range(25))) == sorted(b"%d\n" % number for number in range(25))
 
@@ -567,10 +572,7 @@ def test_a_channel_of_a_connection_that_is_gone_is_closed_in_silence(
     channel.close()
     for thread in set(threading.enumerate()) - before:
         thread.join(10)
-    if os.environ["MADRIGAL_TRANSPORT"] == "paramiko":
-        from madrigal.host import paramiko_client
-
-        paramiko_client.disconnect()
+    forget()
 
 
 def test_many_processes_at_once(hosts: Hosts, cold: dict[str, str], datastore: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Done, Hosts, Link, check_stderr, eventually, run_action, start_action
+from test_host import forget
 from test_session import MIB, Frame, an, complete
 from test_worker import PYTHONS, Near, Pipes
 
@@ -77,19 +78,11 @@ def way(hosts: Hosts, cold: dict[str, str], datastore: str, monkeypatch: pytest.
     variables = {f"MADRIGAL_{name}_TIMEOUT": value for name, value in values.items()}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    forget(cold)
+    forget()
     made = Way(hosts, {**cold, **variables}, datastore, [hosts.link(name) for name in hosts.names])
     yield made
     made.close()
-    forget(cold)
-
-
-def forget(env: dict[str, str]) -> None:
-    """Let this process have no connection that it has kept."""
-    if env["MADRIGAL_TRANSPORT"] == "paramiko":
-        from madrigal.host import paramiko_client
-
-        paramiko_client.disconnect()
+    forget()
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def kinds() -> "List[str]":
 
     # 6 GB/s with the instructions for it, and not worth it without
     keyed = ["gmac"] if {"aes", "pclmulqdq"} <= set(_cpu()) and gmac.works() else []
-    return [*keyed, *sorted(("blake2b", "sha256"), key=lambda kind: kind != strong())]
+    return [*keyed, *(("sha256", "blake2b") if strong() == "sha256" else ("blake2b", "sha256"))]
 
 
 def chosen(there: "Sequence[str]") -> str:

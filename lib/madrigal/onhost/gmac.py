@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
     Writable = Union[bytearray, memoryview]
 
-KEY = 16
-"""The bytes of a key."""
-
 _IV = bytes(12)  # the same for all: a tag is compared, with tags of the same key, and never shown to anybody
 _GET_TAG = 0x10
 _POINTER = ctypes.c_void_p
@@ -55,7 +52,7 @@ def _library() -> "Any":
 def works() -> bool:
     """Whether it is to be had, and right."""
     try:
-        made = Gmac(bytes(KEY))
+        made = Gmac(bytes(16))
         made.update(bytearray(16))
         return made.digest() == _PROOF
     except OSError:
@@ -63,7 +60,10 @@ def works() -> bool:
 
 
 class Gmac:
-    """With the manners of hashlib's objects; it can be asked for its digest once.  Raises OSError without works()."""
+    """With the manners of hashlib's objects; it can be asked for its digest once.  KEY: 16 bytes.
+
+    Raises OSError without works().
+    """
 
     _context = None
 
