@@ -15,7 +15,7 @@ from readers import MOST, file_of, nothing, ours, refuse
 
 from madrigal import command
 from madrigal.errors import MadrigalError
-from madrigal.host import Host, remote
+from madrigal.host import Host, program, remote
 from madrigal.host.channel import Channel
 from madrigal.onhost import blocks, chain, guest, layout, monitor_ds, receiver, stream, survey, worker
 from madrigal.onhost.undo import Undo
@@ -56,7 +56,7 @@ def on_host(data: bytes) -> Any:
 def read_answer_of_host(data: bytes) -> None:
     """What a worker answers to a question, and the frames that it sends."""
     for what in ("call", "send"):
-        with on_host(remote.MARKER.encode() + b"\n" + data), ours():
+        with on_host(program.MARKER.encode() + b"\n" + data), ours():
             session = remote.RemoteSession(Host("host.example"), False)
             if what == "call":
                 session.call("exists", path="/")
@@ -67,7 +67,7 @@ def read_answer_of_host(data: bytes) -> None:
 
 def read_file_of_host(data: bytes) -> None:
     """What a host says of a file that is imported from it, and the file."""
-    with on_host(remote.MARKER.encode() + b"\n" + data), ours():
+    with on_host(program.MARKER.encode() + b"\n" + data), ours():
         with mock.patch.object(resume, "PAUSE", 0.0), mock.patch.object(resume, "LONGEST", 0.0):
             with ssh.open("ssh://host.example:/x", schemes.Terms(refuse), 1.0) as source:
                 assert source.size is not None

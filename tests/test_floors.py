@@ -11,7 +11,7 @@ import pytest
 from conftest import TREE
 
 from madrigal import backup, tm
-from madrigal.host.remote import HOST_PART
+from madrigal.host.program import HOST_PART
 from madrigal.source.scheme.ssh import PARTS as SSH_PART
 
 LIB = TREE / "lib" / "madrigal"

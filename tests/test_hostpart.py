@@ -20,14 +20,14 @@ from conftest import TREE, Hosts, check_stderr, eventually, run_action
 
 from madrigal import transfer
 from madrigal.errors import MadrigalError
-from madrigal.host import Host, openssh, remote
+from madrigal.host import Host, openssh, program, remote
 from madrigal.host.local import LocalSession
 from madrigal.location import Location
 from madrigal.transfer import carry, plan
 
 MIB = 1 << 20
 LIB = TREE / "lib" / "madrigal"
-FILES = [LIB / f"{name.replace('.', '/')}.py" for name in (*remote.HOST_PART, "onhost.relay", "onhost.__init__")]
+FILES = [LIB / f"{name.replace('.', '/')}.py" for name in (*program.HOST_PART, "onhost.relay", "onhost.__init__")]
 READ_BY_ANY = [LIB / "__init__.py", LIB / "interpreter.py", TREE / "packaging" / "madrigal.py"]
 """What an old Python on the front-end has to read to be told that it is too old."""
 
@@ -362,7 +362,7 @@ def test_a_program_that_is_too_new_for_it_is_seen(
     old: Hosts, python: str, datastore: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant = b"match 1:\n    case 1: pass\n" if "3.6" in python else b"a program of the future\n"
-    text = remote.program().partition(b"\n")[2]
+    text = program.program().partition(b"\n")[2]
     monkeypatch.setattr(remote, "program", lambda: b"%d\n%s" % (len(text + plant), plant + text))
     with pytest.raises(MadrigalError, match="old"):
         Host("old").session().call("exists", path="/")

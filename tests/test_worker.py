@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import marshal
 import os
 import shutil
 import subprocess
+import sys
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
+from typing import cast
 
 import pytest
-from conftest import PATH
+from conftest import PATH, TREE
 
-from madrigal.host import remote
+from madrigal.host import program
 from madrigal.host.channel import Channel
 from madrigal.host.remote import RemoteSession
 from madrigal.onhost import stream
@@ -152,6 +157,60 @@ def test_worker_deletes_and_takes_back(session: RemoteSession, tmp_path: Path) -
 
 def test_nothing_else_is_sent() -> None:
     """The program that a host gets is the host part, whole, and no more."""
-    sent = remote.program().decode().split("\0")
-    assert sent[1::2] == ["madrigal", "madrigal.onhost", *(f"madrigal.{name}" for name in remote.HOST_PART)]
-    assert len(sent) == 1 + 2 * len(sent[1::2])
+    modules = sent_modules()
+    assert list(modules) == ["madrigal", "madrigal.onhost", *(f"madrigal.{name}" for name in program.HOST_PART)]
+
+
+def sent_modules() -> dict[str, tuple[bytes, bytes]]:
+    length, _, sent = program.program().partition(b"\n")
+    assert int(length) == len(sent)
+    magic, modules = marshal.loads(sent.partition(b"\0")[2])
+    assert magic == MAGIC_NUMBER
+    return cast("dict[str, tuple[bytes, bytes]]", modules)
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the host part, which is what is sent."""
+    copied = tmp_path / "lib/madrigal"
+    shutil.copytree(f"{TREE}/lib/madrigal", copied, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(program, "__file__", f"{copied}/host/program.py")
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    return copied
+
+
+def test_what_is_sent_is_compiled_where_it_can_be_kept(library: Path) -> None:
+    assert not any(code for _, code in sent_modules().values()), "there is no directory for it"
+    for directory in (library, library / "onhost"):
+        (directory / "__pycache__").mkdir()
+    for _ in range(2):
+        for name, (source, code) in sent_modules().items():
+            if source:
+                made = marshal.loads(code)
+                assert made.co_consts[0] == ast.get_docstring(ast.parse(source), clean=False), name
+    assert len(list(library.glob("onhost/__pycache__/*.pyc"))) == sum(".onhost." in name for name in sent_modules())
+
+
+@pytest.mark.parametrize("how", ["changed", "of another version", "empty"])
+def test_what_was_compiled_of_something_else_is_not_sent(library: Path, how: str) -> None:
+    module, cache = library / "onhost/pace.py", library / "onhost/__pycache__"
+    cache.mkdir()
+    assert sent_modules()["madrigal.onhost.pace"][1]
+    (compiled,) = cache.glob("pace.*")
+    if how == "changed":
+        module.write_text("# nothing\n")
+    elif how == "of another version":
+        compiled.write_bytes(b"\0\0\r\n" + compiled.read_bytes()[4:])
+    else:
+        compiled.write_bytes(b"")
+    code = marshal.loads(sent_modules()["madrigal.onhost.pace"][1])
+    assert (code.co_names == ()) is (how == "changed")
+
+
+def test_compiled_code_that_a_host_cannot_read_is_not_used(library: Path, tmp_path: Path) -> None:
+    (library / "onhost/__pycache__").mkdir()
+    sent_modules()
+    for compiled in library.glob("onhost/__pycache__/*"):
+        compiled.write_bytes(compiled.read_bytes()[:40])  # a power failure may have left it so
+    with RemoteSession(Near("/usr/bin/python3"), bulk=False) as session:  # type: ignore[arg-type]
+        assert session.call("exists", path=str(tmp_path))

@@ -8,7 +8,8 @@ import time
 from madrigal import config, deadline, leftovers
 from madrigal.errors import ConfigError, HostUnreachable, MadrigalError, MissingProgram
 from madrigal.host.channel import failure
-from madrigal.host.remote import COMMAND, RemoteSession
+from madrigal.host.program import COMMAND
+from madrigal.host.remote import RemoteSession
 from madrigal.messages import log
 
 TYPE_CHECKING = False

@@ -4,109 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 
 from madrigal import deadline, messages
 from madrigal.errors import BY_NAME, DeadlineExceeded, HostUnreachable, MadrigalError
-from madrigal.host import local
 from madrigal.host.channel import Channel, failure
+from madrigal.host.program import COMMAND, MARKER, program
 from madrigal.onhost import stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from typing import Any, Self
 
     from madrigal.host import Host
     from madrigal.host.local import LocalSession
     from madrigal.onhost.stream import Frame
 
-HOST_PART = (
-    "errors",
-    "command",
-    "onhost.undo",
-    "onhost.lock",
-    "onhost.part",
-    "onhost.blocks",
-    "onhost.gmac",
-    "onhost.pace",
-    "onhost.squeeze",
-    "onhost.pipe",
-    "onhost.stream",
-    "onhost.receiver",
-    "onhost.survey",
-    "onhost.device",
-    "onhost.copy",
-    "onhost.image",
-    "onhost.consume",
-    "onhost.filesystem",
-    "onhost.guest",
-    "onhost.chain",
-    "onhost.layout",
-    "onhost.snapshots",
-    "onhost.holding",
-    "onhost.monitor_ds",
-    "onhost.passing",
-    "onhost.session",
-    "onhost.images",
-    "onhost.ssh",
-    "onhost.direct",
-    "onhost.worker",
-)
-"""The modules that are sent to hosts: Python 3.6, standard library."""
-
-MARKER = "madrigal worker, ready"
-
 _BEATS = 5
 """How often a worker hears something, at least, in the time after which it would take us for gone."""
-
-# Read the program and its modules, of which the first line is the length of all, and leave the rest of stdin to it.
-_BOOT = (
-    "import sys;i=sys.stdin.buffer;"
-    'sent=i.read(int(i.readline())).decode().split("\\0");exec(compile(sent[0],"madrigal","exec"))'
-)
-# Paths cross as UTF-8 whatever the locale there: by the option, or by the variable for 3.6, which does not know that.
-COMMAND = f"exec env LC_ALL=C.UTF-8 python3 -I -S -X utf8 -c '{_BOOT}'"
-
-_PROGRAM = """\
-import sys
-if sys.version_info < (3, 6):
-    sys.stderr.write("python3 here is older than 3.6\\n")
-    sys.exit(127)
-from _frozen_importlib import ModuleSpec
-class Sent:
-    sources = dict(zip(sent[1::2], sent[2::2]))
-    def find_spec(self, name, path=None, target=None):
-        if name in self.sources:
-            return ModuleSpec(name, self, is_package=not self.sources[name])
-    def create_module(self, spec):
-        pass
-    def exec_module(self, module):
-        name = module.__name__
-        exec(compile(self.sources[name], name, "exec"), module.__dict__)
-sys.meta_path.insert(0, Sent())
-"""
-# A module is compiled when it is imported: most sessions need half of them.
-
-
-def program() -> bytes:
-    """What is sent to a host: the host part, and the start of its worker."""
-    umask = os.umask(0)
-    os.umask(umask)
-    start = f"from madrigal.onhost import worker\nworker.main({MARKER!r}, {local.timeouts()!r}, {umask})\n"
-    return assembled(HOST_PART, start)
-
-
-def assembled(parts: Sequence[str], start: str) -> bytes:
-    """What COMMAND reads: a Python program that has the modules PARTS and begins with START, its length before it."""
-    library = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    sent = [(_PROGRAM + start).encode(), b"madrigal", b"", b"madrigal.onhost", b""]
-    for name in parts:
-        with open(f"{library}/{name.replace('.', '/')}.py", "rb") as file:
-            sent += [f"madrigal.{name}".encode(), file.read()]
-    program = b"\0".join(sent)
-    return b"%d\n%s" % (len(program), program)
 
 
 class RemoteSession:

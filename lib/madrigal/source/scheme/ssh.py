@@ -6,7 +6,7 @@ import json
 
 from madrigal import deadline
 from madrigal.errors import BY_NAME, DeadlineExceeded, HostUnreachable, MadrigalError, SourceUnavailable, UsageError
-from madrigal.host import Host, remote
+from madrigal.host import Host, program
 from madrigal.host.channel import failure
 from madrigal.location import is_host
 from madrigal.onhost.reader import HEADER
@@ -83,7 +83,7 @@ class _Stream:
         self._name, self._patience = host.name, patience
         self.at, self._next, self._left = offset, offset, 0
         try:
-            self._channel = host.start(remote.COMMAND, bulk=True)
+            self._channel = host.start(program.COMMAND, bulk=True)
         except HostUnreachable as error:
             raise Broken(error, reached=False) from None
         try:
@@ -94,14 +94,14 @@ class _Stream:
 
     def _begin(self, path: str, terms: Terms) -> tuple[int, object]:
         channel = self._channel
-        call = f"reader.main({remote.MARKER!r}, {path!a}, *{terms.directories!a}, {self.at})"
+        call = f"reader.main({program.MARKER!r}, {path!a}, *{terms.directories!a}, {self.at})"
         try:
-            channel.write(deadline.connect(), remote.assembled(PARTS, f"from madrigal.onhost import reader\n{call}\n"))
+            channel.write(deadline.connect(), program.assembled(PARTS, f"from madrigal.onhost import reader\n{call}\n"))
         except BrokenPipeError:
             pass  # it has ended already; why, is found below
         try:
             while line := channel.readline(deadline.connect()):
-                if line.rstrip().endswith(remote.MARKER.encode()):
+                if line.rstrip().endswith(program.MARKER.encode()):
                     break
             answer = channel.readline(self._patience) if line else b""
             if not answer.endswith(b"\n"):
