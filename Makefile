@@ -3,8 +3,8 @@
 # make test-long  what takes longer: lives of VMs with every gesture on three hosts for every pair of drivers, crowds,
 #                 kills at every change, thousands of random trees of snapshots, more of running guests, faults and
 #                 memory under large disks
-# make check      the conformance kit on our drivers, quickly; `make test-long` has it too
-# make check-full all that the kit has: 2,000 kills, 10,000 broken dumps, networks, disks and programs that fail; half an hour
+# make check      the conformance kit on our drivers, quickly; `make test` has it too
+# make check-full all that the kit has: 2,000 kills, 10,000 broken dumps, networks, disks and programs that fail
 # make thorough   what takes hours: faults at all points of all ways under large disks, and our drivers broken in every way,
 #                 which the conformance kit must notice (make test-long has one way for each action)
 # make lint       linters and types alone
@@ -31,9 +31,9 @@ test-long: $(VENV)/ready
 check: $(VENV)/ready
 	PYTHONPATH=lib $(VENV)/bin/python -m madrigal check -j 2
 
-# four at a time also on two processors: much of it waits for deadlines
+# six at a time also on two processors: much of it waits for deadlines
 check-full: $(VENV)/ready
-	PYTHONPATH=lib $(VENV)/bin/python -m madrigal check -j 4 --profile full --html check.html --json check.json
+	PYTHONPATH=lib $(VENV)/bin/python -m madrigal check -j 6 --profile full --html check.html --json check.json
 
 thorough: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -q -m thorough $(TESTS)

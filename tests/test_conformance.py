@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -44,7 +45,6 @@ def check(work: Path, *words: str, **env: str) -> tuple[int, list[dict[str, Any]
 
 
 @needs_root
-@pytest.mark.long
 def test_ours_hold(tmp_path: Path) -> None:
     """In both forms, in the quick profile; the full one is `make check-full`."""
     page, junit = tmp_path / "check.html", tmp_path / "check.xml"
@@ -157,6 +157,39 @@ def test_files_are_told_by_content(tmp_path: Path) -> None:
     (tmp_path / "d/f").write_text("y")
     second = scan.scan([str(tmp_path)], [f"{tmp_path}/skipped"])
     assert {path for path in first if first[path] != second[path]} == {f"{tmp_path}/d/f"}
+
+
+def test_links_lead_as_on_the_machine(tmp_path: Path) -> None:
+    """A machine's files are seen below its root, where an absolute link of its does not lead to ours."""
+    root = tmp_path / "root"
+    (root / "ds/17").mkdir(parents=True)
+    (root / "ds/image").write_text("there")
+    (root / "ds/17/absolute").symlink_to("/ds/image")
+    (root / "ds/17/relative").symlink_to("../image")
+    (root / "ds/17/above").symlink_to("../../../../ds/image")
+    (root / "ds/17/twice").symlink_to("absolute")
+    (root / "ds/17/loop").symlink_to("loop")
+    (root / "ds/17/ours").symlink_to(tmp_path / "ours")
+    (tmp_path / "ours").write_text("ours")
+    there = hashlib.sha256(b"there").hexdigest()
+    for name in ("absolute", "relative", "above", "twice", "../image", "/absolute"):
+        assert scan.content(f"/ds/17/{name}", str(root)) == there, name
+    for name in ("loop", "ours", "none", "..", "absolute/x"):
+        assert scan.content(f"/ds/17/{name}", str(root)) == "", name
+
+
+def test_what_is_emptied_keeps_what_links_lead_to(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "ds/17/snap").mkdir(parents=True)
+    (root / "ds/kept").mkdir()
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours/file").touch()
+    (root / "ds/link").symlink_to(tmp_path / "ours")
+    (root / "ds/17/link").symlink_to(tmp_path / "ours")
+    (root / "ds/file").touch()
+    scan.empty(["/ds", "/none"], ["kept"], str(root))
+    assert [path.name for path in (root / "ds").iterdir()] == ["kept"]
+    assert (tmp_path / "ours/file").exists()
 
 
 @pytest.mark.parametrize("before", ["", "a", "ab", "abc"])

@@ -242,26 +242,21 @@ class Kit:
                 subprocess.run(argv, stdout=file, stderr=subprocess.DEVNULL, check=True)
 
     def _restore(self, key: tuple[Subject, str, bool]) -> None:
-        self._everywhere("tar -C / -xpf -", key)
+        self.wipe()
+        started = []
+        for name, machine in self.machines.machines.items():
+            with open(self._file(key, name), "rb") as file:
+                argv = machine.argv(["tar", "-C", "/", "-xpf", "-"])
+                started.append(subprocess.Popen(argv, stdin=file, stderr=subprocess.DEVNULL))
+        for process in started:
+            process.wait()
 
     def wipe(self) -> None:
         """Remove what is in the datastores, and in the machines' own /tmp."""
-        self._everywhere("", None)
-
-    def _everywhere(self, then: str, key: tuple[Subject, str, bool] | None) -> None:
-        started = []
-        for name, machine in self.machines.machines.items():
-            directories = self._directories(machine)
-            script = 'for d; do [ ! -d "$d" ] || find "$d" -mindepth 1 -delete; done 2>/dev/null; '
+        for machine in self.machines.machines.values():
+            machine.empty(self._directories(machine))
             if machine.own:
-                kept = sorted({path.split("/")[2] for path in self.machines.kept})
-                script += "find /tmp -mindepth 1 -maxdepth 1 " + "".join(f"! -name '{one}' " for one in kept)
-                script += "-exec rm -rf {} + ; "
-            argv = machine.argv(["sh", "-c", script + then, "sh", *directories])
-            with open(self._file(key, name) if key else os.devnull, "rb") as stdin:
-                started.append(subprocess.Popen(argv, stdin=stdin, stderr=subprocess.DEVNULL))
-        for process in started:
-            process.wait()
+                machine.empty(["/tmp"], sorted({path.split("/")[2] for path in self.machines.kept}))
 
     # -- looking -----------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from madrigal.conformance import scan
 from madrigal.errors import ConfigError, HostUnreachable, MadrigalError
@@ -72,10 +73,24 @@ class Machine:
 
     def scan(self, directories: Sequence[str], but: Sequence[str] = ()) -> dict[str, list[object]]:
         """What is below DIRECTORIES, BUT left out (scan.py)."""
-        source = Path(scan.__file__).read_bytes()
-        told = self.run("python3", "-IS", "-", json.dumps([list(directories), list(but)]), stdin=source)
-        found: dict[str, list[object]] = json.loads(told)
+        found: dict[str, list[object]] = self._ask("scan", list(directories), list(but))
         return found
+
+    def content(self, path: str) -> str:
+        """The SHA-256 of the file that PATH leads to there; "" if it leads to none."""
+        return str(self._ask("content", path))
+
+    def remove(self, path: str) -> None:
+        """Remove a file or directory."""
+        self._ask("remove", path)
+
+    def empty(self, directories: Sequence[str], kept: Sequence[str] = ()) -> None:
+        """Remove what is in DIRECTORIES and not named in KEPT."""
+        self._ask("empty", list(directories), list(kept))
+
+    def _ask(self, what: str, *arguments: object) -> Any:
+        source = Path(scan.__file__).read_bytes()
+        return json.loads(self.run("python3", "-IS", "-", what, json.dumps(arguments), stdin=source))
 
     def keep(self, name: str, script: str) -> None:
         """Have SCRIPT there as the program NAME, first in PATH, from now on."""
@@ -104,9 +119,8 @@ class OwnMachine(Machine):
         super().__init__(name, ["nsenter", "--target", str(self.pid), *user, "--mount", "--pid", "--"], True, state)
         self.space = os.readlink(f"/proc/{self.pid}/ns/pid")
 
-    def scan(self, directories: Sequence[str], but: Sequence[str] = ()) -> dict[str, list[object]]:
-        found: dict[str, list[object]] = scan.scan(directories, but, f"/proc/{self.pid}/root")
-        return found
+    def _ask(self, what: str, *arguments: object) -> Any:
+        return getattr(scan, what)(*arguments, root=f"/proc/{self.pid}/root")
 
     def pids(self) -> set[int]:
         found = set()

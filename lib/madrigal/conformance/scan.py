@@ -1,4 +1,4 @@
-"""What files there are below some directories, on this machine or, sent over a connection, on another.
+"""Looking at files and removing them, on this machine or, sent over a connection, on another.
 
 Alone, and in Python 3.6 with the standard library only: it also runs on hosts.
 """
@@ -6,6 +6,7 @@ Alone, and in Python 3.6 with the standard library only: it also runs on hosts.
 import hashlib
 import json
 import os
+import shutil
 import stat
 import sys
 import time
@@ -58,14 +59,61 @@ def _digest(path: str, status: "os.stat_result") -> str:
     known = _digests.get(file_id)
     if known and known[:2] == state:
         return known[2]
-    digest = hashlib.blake2b(digest_size=16)
+    digest = _sha256(path)
+    if now - status.st_ctime_ns > SETTLED:
+        _digests[file_id] = (*state, digest)
+    return digest
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
-    if now - status.st_ctime_ns > SETTLED:
-        _digests[file_id] = (*state, digest.hexdigest())
     return digest.hexdigest()
 
 
+def content(path: str, root: str = "") -> str:
+    """The SHA-256 of the file that PATH leads to; "" if it leads to none.  ROOT is where the links in it begin."""
+    todo, found, links = path.split("/"), "", 0
+    while todo:
+        name = todo.pop(0)
+        if name in ("", "."):
+            continue
+        if name == "..":
+            found = os.path.dirname(found)
+            continue
+        try:
+            target = os.readlink(root + found + "/" + name)
+        except OSError:
+            found += "/" + name
+            continue
+        links += 1
+        if links > 40:
+            return ""
+        todo[:0] = target.split("/")
+        if target.startswith("/"):
+            found = ""
+    return _sha256(root + found) if os.path.isfile(root + found) else ""
+
+
+def remove(path: str, root: str = "") -> None:
+    """Remove the file or directory, as far as that can be."""
+    try:
+        os.unlink(root + path)
+    except IsADirectoryError:
+        shutil.rmtree(root + path, ignore_errors=True)
+    except OSError:
+        pass
+
+
+def empty(directories: "Sequence[str]", kept: "Sequence[str]" = (), root: str = "") -> None:
+    """Remove what is in DIRECTORIES and not named in KEPT, as far as that can be."""
+    for directory in directories:
+        if os.path.isdir(root + directory):
+            for name in set(os.listdir(root + directory)) - set(kept):
+                remove(os.path.join(directory, name), root)
+
+
 if __name__ == "__main__":
-    json.dump(scan(*json.loads(sys.argv[1])), sys.stdout)
+    json.dump(globals()[sys.argv[1]](*json.loads(sys.argv[2])), sys.stdout)

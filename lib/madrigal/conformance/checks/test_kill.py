@@ -17,12 +17,12 @@ from madrigal.conformance.scenes import Play, Scene, Wrong
 from madrigal.conformance.stage import MIB, Stage
 from madrigal.conformance.world import World
 
-KILLS = {"quick": 3, "full": 26}
+KILLS = {"quick": 3, "full": 24}
 """For all drivers that have an action together, in its first scene; but few where there are many in a stream."""
 FEW = 1
-IN_STREAM = {"quick": 3, "full": 18}
+IN_STREAM = {"quick": 3, "full": 15}
 """For the first scene of an action, half of it for others."""
-AT_CALLS = {"quick": (4, 0), "full": (16, 2)}
+AT_CALLS = {"quick": (4, 0), "full": (14, 2)}
 """Before calls that give or take a name, and before others."""
 HOWS = ("group", "action", "programs", "hosts", "TERM")
 """Who gets KILL: the action's process group, its first process alone, the programs it started on the front-end,
