@@ -34,7 +34,7 @@ from madrigal.errors import (
 )
 from madrigal.host import Host
 from madrigal.host.local import LocalSession
-from madrigal.onhost import stream
+from madrigal.onhost import copy, stream
 
 MIB = 1 << 20
 Frame = tuple[bytes, int, bytes | memoryview]
@@ -751,3 +751,22 @@ def test_parts_that_nobody_goes_on_with_go_after_a_week(machine: Machine, datast
             session.call("image", do="begin", path=f"{datastore}/image")
         found = set(os.listdir(top)) - {".monitor", ".image.lock", ".20.lock"}
     assert found == set(kept)
+
+
+def test_copying_ahead(tmp_path: Path) -> None:
+    """What was begun is there at the end, or raised; nobody uses the files after that."""
+    content, before = os.urandom(5 * MIB + 1000), threading.active_count()
+    (tmp_path / "old").write_bytes(content)
+    (tmp_path / "new").touch()
+    with open(tmp_path / "old", "rb") as old, open(tmp_path / "new", "r+b") as new:
+        ahead = copy.Ahead(old.fileno(), new.fileno())
+        for start in range(0, 8 * MIB, 700_000):
+            ahead.fill(start, start + 700_000)
+        ahead.end()
+        assert (tmp_path / "new").read_bytes() == content
+        into_what_is_read = copy.Ahead(new.fileno(), old.fileno())
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            into_what_is_read.fill(0, 5 * MIB)
+            into_what_is_read.end()
+        into_what_is_read.close()
+    assert threading.active_count() == before

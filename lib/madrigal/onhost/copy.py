@@ -10,10 +10,12 @@ from madrigal.onhost.pace import Pace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Optional
+    from concurrent.futures import Future
+    from typing import Callable, List, Optional
 
 _FICLONE = 0x40049409
 _WINDOW = 32 << 20
+_THREADS = 2
 
 
 def copy_file(source: int, target: int, waiting: "Callable[..., None]", rate: int = 0) -> str:
@@ -69,15 +71,9 @@ class Filler:
 
     def __init__(self, source: int, target: int) -> None:
         self._source, self._target = source, target
-        self._size, self._extents = os.fstat(source).st_size, stream.Extents(source)
         self._copy_range = getattr(os, "copy_file_range", None)  # Python 3.8
         self._reader: "Optional[blocks.Reader]" = None
         self.way = "copy_file_range" if self._copy_range else "read"
-
-    def fill(self, start: int, end: int) -> None:
-        """Copy what is allocated between START and END, as far as there is something."""
-        for offset, length in self._extents.within(start, min(end, self._size)):
-            self.copy(offset, offset + length)
 
     def copy(self, offset: int, end: int) -> None:
         """Copy from OFFSET to END, at most 1 MiB."""
@@ -99,6 +95,51 @@ class Filler:
             for start, stop in stream.not_zero(self._reader.buffer, len(data)):
                 while start < stop:
                     start += os.pwrite(self._target, data[start:stop], offset + start)
+
+
+class Ahead:
+    """Copies ranges of one open file to another as Filler does, while its user goes on; `end` waits for that.
+
+    By two threads: where the files are in memory, one takes all of its time to copy.
+    """
+
+    def __init__(self, source: int, target: int) -> None:
+        from concurrent.futures import ThreadPoolExecutor  # here, because few sessions need it
+
+        self._size, self._extents = os.fstat(source).st_size, stream.Extents(source)
+        # its own: whatever interrupts us, no thread is left with the number of a file that has become another one
+        self._files = [os.dup(source), os.dup(target)]
+        self._fillers = [Filler(*self._files) for _ in range(_THREADS)]
+        self._threads = ThreadPoolExecutor(_THREADS)
+        self._begun: "List[Future[None]]" = []
+
+    def fill(self, start: int, end: int) -> None:
+        """Have what is allocated between START and END copied, as far as there is something; or raise what failed."""
+        for offset, length in self._extents.within(start, min(end, self._size)):
+            while len(self._begun) > _THREADS:
+                self._begun.pop(0).result()
+            self._begun.append(self._threads.submit(self._copy, offset, offset + length))
+
+    def _copy(self, offset: int, end: int) -> None:
+        filler = self._fillers.pop()
+        try:
+            filler.copy(offset, end)
+        finally:
+            self._fillers.append(filler)
+
+    def end(self) -> None:
+        """All is there, or raise what failed."""
+        while self._begun:
+            self._begun.pop(0).result()
+        self.close()
+
+    def close(self) -> None:
+        """From here on no thread uses the files."""
+        for one in self._begun:
+            one.cancel()
+        self._threads.shutdown()
+        while self._files:
+            os.close(self._files.pop())
 
 
 class Behind:

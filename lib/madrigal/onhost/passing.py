@@ -227,8 +227,11 @@ class Passing(Holding):
         (basis, begun), self._basis, self._begun = (self._basis, self._begun), None, None
         into = self._device(path, device) if device is not None else None
         receiver = Receiver(self._undo, directory, name, source, staging or "", basis, begun, into, self._brought)
-        for frame in frames:
-            receiver.take(*frame)
+        try:
+            for frame in frames:
+                receiver.take(*frame)
+        finally:
+            receiver.close()
         made = receiver.finish()
         for fd in (basis or {}).values():
             self._end_comparing(fd)

@@ -52,6 +52,7 @@ class Receiver:
         self._dirs: "Dict[str, Dict[str, Any]]" = {}
         self._files: "List[Dict[str, Any]]" = []
         self._file: "Optional[File]" = None
+        self._copying: "Optional[copy.Ahead]" = None
 
     def take(self, kind: bytes, offset: int, payload: "Payload") -> None:
         if kind == b"O":
@@ -65,6 +66,9 @@ class Receiver:
         else:
             self.bytes += self._file.take(kind, offset, payload)
             if kind == b"C":
+                if self._copying:
+                    self._copying.end()
+                    self._copying = None
                 if self._file.about["path"]:
                     os.close(self._file.fd)
                 self._file = None
@@ -126,13 +130,18 @@ class Receiver:
         fill, zero = None, write_zeros if there else None
         old = self._basis.get(about["path"])
         if old is not None:
-            if about["path"] in self._brought:
-                fill = _filling(self._brought[about["path"]], copy.Filler(old, fd).fill)
-            elif copy.clone(old, fd):
+            brought = self._brought.get(about["path"])
+            if brought is None and copy.clone(old, fd):
                 zero = write_zeros
             else:
-                fill = copy.Filler(old, fd).fill
+                self._copying = copy.Ahead(old, fd)
+                fill = _filling(brought, self._copying.fill) if brought else self._copying.fill
         self._file = File(fd, about, about["path"] or self._name, fill, zero)
+
+    def close(self) -> None:
+        """Use no file any more, whether it is whole or not."""
+        if self._copying:
+            self._copying.close()
 
     def finish(self) -> "Union[Part, Nameless, Device]":
         """The whole part, not yet published; a directory has its permissions but for itself."""
