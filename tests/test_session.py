@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import errno
 import json
 import os
@@ -34,7 +35,7 @@ from madrigal.errors import (
 )
 from madrigal.host import Host
 from madrigal.host.local import LocalSession
-from madrigal.onhost import copy, stream
+from madrigal.onhost import blocks, copy, stream
 
 MIB = 1 << 20
 Frame = tuple[bytes, int, bytes | memoryview]
@@ -770,3 +771,19 @@ def test_copying_ahead(tmp_path: Path) -> None:
             into_what_is_read.end()
         into_what_is_read.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("kind", ["sha256", "gmac:" + "00" * 16])
+@pytest.mark.parametrize("block", [64 << 10, MIB, 4 * MIB])
+def test_digests_of_blocks_of_any_size(tmp_path: Path, kind: str, block: int) -> None:
+    if kind.partition(":")[0] not in blocks.kinds():
+        pytest.skip("this processor has no instructions for GMAC")
+    content = os.urandom(9 * MIB + 777)
+    (tmp_path / "file").write_bytes(content)
+    with open(tmp_path / "file", "rb") as file:
+        found = binascii.a2b_base64(blocks.describe(file.fileno(), lambda: None, block, kind)["digests"])
+    for number, start in enumerate(range(0, len(content), block)):
+        made = blocks._maker(kind)()
+        made.update(bytearray(content[start : start + block]))
+        assert found[number * blocks.SIZE : (number + 1) * blocks.SIZE] == made.digest()[: blocks.SIZE]
+    assert len(found) == (number + 1) * blocks.SIZE

@@ -365,11 +365,10 @@ class Reader:
         return bytes(found)
 
     def digests(self, kind: str, block: int, start: int, end: int) -> bytes:
-        """The digest of each BLOCK from START, where one begins, to END."""
-        found, new = bytearray(), _maker(kind)
-        for offset in range(start, end, block):
-            made = new()
-            for at in range(offset, min(offset + block, end), _CHUNK):
-                made.update(self.read(at, min(_CHUNK, offset + block - at, end - at)))
-            found += made.digest()[:SIZE]
-        return bytes(found)
+        """The digest of each BLOCK from START, where one begins, to END: of one, or of those of at most 1 MiB."""
+        if end - start <= _CHUNK:
+            return self.made(kind, block, len(self.read(start, end - start)))
+        made = _maker(kind)()
+        for at in range(start, end, _CHUNK):
+            made.update(self.read(at, min(_CHUNK, end - at)))
+        return bytes(made.digest()[:SIZE])
