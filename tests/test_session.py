@@ -776,8 +776,6 @@ def test_copying_ahead(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["sha256", "gmac:" + "00" * 16])
 @pytest.mark.parametrize("block", [64 << 10, MIB, 4 * MIB])
 def test_digests_of_blocks_of_any_size(tmp_path: Path, kind: str, block: int) -> None:
-    if kind.partition(":")[0] not in blocks.kinds():
-        pytest.skip("this processor has no instructions for GMAC")
     content = os.urandom(9 * MIB + 777)
     (tmp_path / "file").write_bytes(content)
     with open(tmp_path / "file", "rb") as file:
